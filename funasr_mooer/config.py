@@ -1,0 +1,115 @@
+"""YAML in FunASR's sections, ``++key=value`` overrides, and typed sections with no unknown keys."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from funasr_mooer.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def section(cls: type[T], values: Mapping[str, Any] | None, name: str) -> T:
+    """Turn one mapping of a config into the dataclass that reads it.
+
+    Fields whose annotation is a dataclass are built from nested mappings.
+
+    Args:
+        cls: the dataclass.
+        values: the mapping found under ``name``; None means all defaults.
+        name: path of the mapping in the config, for messages (``adapter_conf``).
+
+    Raises:
+        ConfigError: an unknown key (with a suggestion), a missing one, or a value of the wrong type.
+    """
+    if values is not None and not isinstance(values, Mapping):
+        raise ConfigError(f"{name}: expected a mapping of keys to values, found {values!r}")
+    values = dict(values or {})
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            raise ConfigError(f"{name}.{key}: unknown key{suggest(key, fields)}")
+    hints = typing.get_type_hints(cls)
+    for key, field in fields.items():
+        if key in values:
+            values[key] = _convert(hints[key], values[key], f"{name}.{key}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f"{name}.{key}: is required and not given")
+    return cls(**values)
+
+
+def suggest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """'; did you mean ...?' or '; known: ...' for a word that is not among ``known``."""
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(sorted(map(str, known)))}"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a YAML config, apply ``++a.b=1`` overrides, resolve ``${...}``; a plain dict.
+
+    Raises:
+        ConfigError: the file does not exist, is not YAML, or an override is not ``++key=value``.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"{path}: no such config file")
+    try:
+        config = OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
+        config = OmegaConf.merge(config, OmegaConf.from_dotlist([_override(text) for text in overrides]))
+        return typing.cast(dict, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def save_config(config: Mapping[str, Any], path: str | Path) -> None:
+    """Write a config as YAML, keys in the order in which they were given."""
+    text = yaml.safe_dump(dict(config), allow_unicode=True, sort_keys=False)
+    Path(path).write_text(text, encoding="utf-8")
+
+
+def _override(text: str) -> str:
+    if not text.startswith("++") or "=" not in text:
+        raise ConfigError(f"'{text}': an override is written ++section.key=value")
+    return text[2:]
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """``value`` as the annotated type: a nested dataclass, a number, a list; else an error."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        options = typing.get_args(hint)
+        if value is None and type(None) in options:
+            return None
+        return _convert(next(o for o in options if o is not type(None)), value, name)
+    if dataclasses.is_dataclass(hint):
+        return value if isinstance(value, hint) else section(hint, value, name)
+    if hint is Any:
+        return value
+    wanted = origin or hint
+    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if wanted is float and isinstance(value, str):  # YAML reads 1e-4 (no dot) as a string
+        try:
+            return float(value)
+        except ValueError:
+            raise ConfigError(f"{name}: expected a number, found {value!r}") from None
+    if wanted in (tuple, list) and isinstance(value, (tuple, list)):
+        return wanted(value)
+    if wanted in (int, float) and isinstance(value, bool):
+        raise ConfigError(f"{name}: expected a {wanted.__name__}, found {value!r}")
+    if wanted is Path and isinstance(value, str):
+        return Path(value)
+    if isinstance(wanted, type) and wanted is not Mapping and not isinstance(value, wanted):
+        raise ConfigError(f"{name}: expected {wanted.__name__}, found {value!r}")
+    return value
