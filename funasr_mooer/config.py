@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -44,6 +45,34 @@ def section(cls: type[T], values: Mapping[str, Any] | None, name: str) -> T:
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{name}.{key}: is required and not given")
     return cls(**values)
+
+
+def construct(cls: type[T], values: Mapping[str, Any] | None, name: str, **given: Any) -> T:
+    """Build a module from one mapping of a config: its constructor's signature is the schema.
+
+    Args:
+        cls: the class; every parameter of ``__init__`` is a key that ``values`` may hold.
+        values: the mapping found under ``name``.
+        name: path of the mapping in the config, for messages.
+        given: arguments that are derived, not configured (``input_size``); ``values`` may not set them.
+
+    Raises:
+        ConfigError: an unknown, missing or derived key, or a value of the wrong type.
+    """
+    values = dict(values or {})
+    hints = typing.get_type_hints(cls.__init__)
+    parameters = dict(inspect.signature(cls).parameters)
+    settable = [key for key in parameters if key not in given]
+    for key in values:
+        if key in given:
+            raise ConfigError(f"{name}.{key}: is derived ({given[key]}), remove it")
+        if key not in settable:
+            raise ConfigError(f"{name}.{key}: unknown key{suggest(key, settable)}")
+        values[key] = _convert(hints.get(key, Any), values[key], f"{name}.{key}")
+    for key in settable:
+        if key not in values and parameters[key].default is inspect.Parameter.empty:
+            raise ConfigError(f"{name}.{key}: is required and not given")
+    return cls(**given, **values)
 
 
 def suggest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
