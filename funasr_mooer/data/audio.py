@@ -149,8 +149,12 @@ def _phases(rate: int, new_rate: int) -> tuple[np.ndarray, int]:
     """Filter weights (new_rate, 2 * width + 2) for each position of an output sample between input samples."""
     cutoff = ROLLOFF * min(rate, new_rate)
     width = math.ceil(ZEROS * rate / cutoff)
-    phase = np.arange(new_rate) * rate % new_rate / new_rate  # how far past an input sample, in input samples
-    t = (np.arange(-width, width + 2) - phase[:, None]) / rate * cutoff  # in zero crossings
+    n = np.arange(new_rate)[:, None]
+    taps = n * rate // new_rate + np.arange(-width, width + 2)  # input samples around each output sample
+    # The time of an output sample is rounded to float32, as it was when the released features were made: in near silence
+    # that rounding is visible after CMVN (5e-4).
+    time = (n.astype(np.float32) / np.float32(new_rate)).astype(np.float64)
+    t = (taps / rate - time) * cutoff  # in zero crossings
     window = np.where(np.abs(t) < ZEROS, np.cos(t * math.pi / ZEROS / 2) ** 2, 0)
     return (np.sinc(t) * window * cutoff / rate).astype(np.float32), width
 
