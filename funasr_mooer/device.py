@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.util
+import os
 import random
 
 import numpy as np
@@ -32,7 +33,11 @@ def resolve(name: str | torch.device = "auto") -> torch.device:
     if kind not in COLLECTIVES:
         raise DeviceError(f"device '{name}' is not known; use one of auto, cpu, cuda, musa")
     if kind != "cpu" and not is_available(kind):
-        reason = "torch_musa is not installed" if kind == "musa" and not _musa_installed() else f"torch sees no {kind} device"
+        reason = (
+            "torch_musa is not installed"
+            if kind == "musa" and not _musa_installed()
+            else f"torch sees no {kind} device"
+        )
         raise DeviceError(f"device '{name}': {reason}; use --device cpu, or run funasr-mooer doctor")
     device = torch.device(name)
     if kind == "musa":
@@ -50,6 +55,15 @@ def is_available(kind: str) -> bool:
         importlib.import_module("torch_musa")
     backend = getattr(torch, kind, None)
     return backend is not None and backend.is_available()
+
+
+def describe(kind: str) -> list[str]:
+    """One line per usable device of ``kind``: its name and memory; for ``cpu`` its cores."""
+    if kind == "cpu":
+        return [f"{os.cpu_count()} cores, {torch.get_num_threads()} used by torch"]
+    backend = getattr(torch, kind)
+    found = [backend.get_device_properties(index) for index in range(backend.device_count())]
+    return [f"{item.name}, {item.total_memory / 2**30:.0f} GiB" for item in found]
 
 
 def keep_parameters_on_move() -> None:
@@ -114,6 +128,13 @@ def peak_memory_gib(device: torch.device) -> float:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return getattr(torch, device.type).max_memory_allocated(device) / 2**30
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on any device."""
+    kinds = tuple({getattr(torch, "OutOfMemoryError", MemoryError), torch.cuda.OutOfMemoryError, MemoryError})
+    text = str(error).lower()
+    return isinstance(error, kinds) or "out of memory" in text or "can't allocate memory" in text
 
 
 def _musa_installed() -> bool:

@@ -1,0 +1,1 @@
+"""Scoring: error rates, BLEU, named normalisers, and the tables that READMEs show."""
