@@ -87,18 +87,30 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     Raises:
         ConfigError: the file does not exist, is not YAML, or an override is not ``++key=value``.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
-        config = OmegaConf.create(yaml.safe_load(path.read_text(encoding="utf-8")) or {})
-        config = OmegaConf.merge(config, OmegaConf.from_dotlist([_override(text) for text in overrides]))
-        return typing.cast(dict, OmegaConf.to_container(config, resolve=True, throw_on_missing=True))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: {error}") from error
+    return override(config, overrides, str(path))
+
+
+def override(config: Mapping[str, Any], overrides: Sequence[str], name: str = "config") -> dict[str, Any]:
+    """A config with ``++a.b=1`` overrides applied and ``${...}`` resolved.
+
+    Raises:
+        ConfigError: an override is not ``++key=value``, or a reference leads nowhere.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(dict(config)), OmegaConf.from_dotlist([*map(_override, overrides)]))
+        return typing.cast(dict, OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{name}: {error}") from error
 
 
 def save_config(config: Mapping[str, Any], path: str | Path) -> None:

@@ -21,5 +21,9 @@ class DeviceError(MooerError, RuntimeError):
     """An accelerator that was asked for and is not usable here."""
 
 
+class TrainingError(MooerError, RuntimeError):
+    """A run that cannot go on: a loss that is not a number, or memory that ran out."""
+
+
 class DependencyError(MooerError, ImportError):
     """An optional package is not installed; the message names the extra to install."""

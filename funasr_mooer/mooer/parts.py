@@ -27,7 +27,6 @@ class Parts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.config: dict[str, Any] = {}
-        self._trained: tuple[str, ...] | None = None  # None: as FunASR's trainer has it, all that requires grad
 
     @property
     def parts(self) -> dict[str, list[nn.Parameter]]:
@@ -63,15 +62,13 @@ class Parts(nn.Module):
         for name, parameters in parts.items():
             for parameter in parameters:
                 parameter.requires_grad_(name in names)
-        self._trained = tuple(names)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Parts:
         super().train(mode)
-        for name, parameters in self.parts.items():
-            frozen = not any(parameter.requires_grad for parameter in parameters)
-            module = getattr(self, name, None)
-            if frozen and isinstance(module, nn.Module) and name != "llm":
+        modules = {"llm" if name == "lora" else name for name in self.parts}
+        for module in (getattr(self, name) for name in modules):
+            if not any(parameter.requires_grad for parameter in module.parameters()):
                 module.eval()
         return self
 

@@ -1,0 +1,68 @@
+"""Convert checkpoints of others into model directories, and back."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from funasr_mooer.bin.cli import run
+
+EXAMPLES = """examples:
+  funasr-mooer convert mooer --release pretrained_models --weights asr_ast_mtl --out exp/released
+  funasr-mooer convert mooer --release pretrained_models --weights asr --tasks asr,ast --out exp/released
+  funasr-mooer convert mooer --model exp/mooer/best --release OUT        # the official layout
+"""
+
+
+@run
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    return args.convert(args)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(
+        prog="funasr-mooer convert",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    kinds = top.add_subparsers(required=True, metavar="KIND")
+    mooer = kinds.add_parser("mooer", help="the official MooER releases", epilog=EXAMPLES)
+    mooer.add_argument(
+        "--release", required=True, metavar="DIR", help="folder of the release: read, or with --model written"
+    )
+    mooer.add_argument("--out", metavar="MODEL_DIR", help="model directory to write")
+    mooer.add_argument("--model", metavar="MODEL_DIR", help="model directory to write as a release")
+    mooer.add_argument("--weights", metavar="FOLDER", help="sub-folder of adapter and LoRA: asr, ast, asr_ast_mtl")
+    mooer.add_argument(
+        "--tasks", metavar="A,B", help="what the model may be asked; default: what the folder's name says"
+    )
+    mooer.add_argument("--llm", metavar="DIR", help="the base LLM, where it does not lie in the release")
+    mooer.add_argument("--attention-heads", type=int, default=4, help="of the encoder; not stored in its weights")
+    mooer.set_defaults(convert=convert_mooer, parser=mooer)
+    return top
+
+
+def convert_mooer(args: argparse.Namespace) -> int:
+    """Release -> model directory, or with ``--model`` the other way round."""
+    from funasr_mooer.mooer import release
+
+    if bool(args.model) == bool(args.out):
+        args.parser.error("give --out MODEL_DIR to read a release, or --model MODEL_DIR to write one")
+    if args.model:
+        folder = release.to_release(args.model, args.release, args.weights)
+        print(f"wrote {args.release}/{folder} and {args.release}/paraformer_encoder")
+        return 0
+    if not args.weights:
+        args.parser.error("--weights is required with --out: the sub-folder of adapter and LoRA, such as asr")
+    tasks = args.tasks.split(",") if args.tasks else None
+    release.to_model_dir(args.release, args.out, args.weights, tasks, args.llm, args.attention_heads)
+    print(f"wrote {args.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""Where FunASR's flat config and loose inputs become typed sections, built parts and one padded batch."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from funasr.register import tables
+from torch import Tensor
+
+from funasr_mooer.config import construct, suggest
+from funasr_mooer.data.audio import read_audio, resample
+from funasr_mooer.data.features import Features
+from funasr_mooer.errors import ConfigError, DataError
+from funasr_mooer.modules.ctc import CTCHead
+from funasr_mooer.mooer.llm import LoRAQwenDecoder
+from funasr_mooer.mooer.parts import Parts, init_part
+from funasr_mooer.mooer.tokenizer import MooerTokenizer
+
+SAMPLE_RATE = 16000
+
+# The sections that describe a system; a model directory keeps them. FunASR adds dozens of keys of its own.
+SECTIONS = (
+    *("model", "model_conf", "frontend", "frontend_conf", "tokenizer", "tokenizer_conf"),
+    *("encoder", "encoder_conf", "adapter", "adapter_conf", "llm", "llm_conf", "ctc_conf"),
+    *("prompt_conf", "decode_conf", "dataset", "dataset_conf", "train_conf", "optim", "optim_conf"),
+    *("scheduler", "scheduler_conf"),
+)
+
+
+def build_model(config: Mapping[str, Any]) -> Parts:
+    """Build the model that a config describes, on the CPU, in evaluation mode.
+
+    Raises:
+        ConfigError: an unknown class, key or value.
+        CheckpointError: weights that the config names are missing or do not fit.
+    """
+    cls = registered("model_classes", config, "model")
+    if not issubclass(cls, Parts):
+        raise ConfigError(f"model: '{config['model']}' is FunASR's own; load it with funasr.AutoModel")
+    return cls(**config).eval()
+
+
+def sections(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Our sections of FunASR's config, with the built tokenizer and frontend written as their names again."""
+    found = {key: copy.deepcopy(config[key]) for key in SECTIONS if key in config and _is_plain(config[key])}
+    for key, table in (("tokenizer", "tokenizer_classes"), ("frontend", "frontend_classes")):
+        built = config.get(key)
+        if built is not None and not isinstance(built, str):
+            names = [name for name, cls in getattr(tables, table).items() if cls is type(built)]
+            found[key] = names[0] if names else type(built).__name__
+    return found
+
+
+def tokenizer(config: Mapping[str, Any]) -> MooerTokenizer:
+    """The tokenizer that FunASR built, or the one that ``tokenizer_conf`` names."""
+    built = config.get("tokenizer")
+    if isinstance(built, MooerTokenizer):
+        return built
+    if built not in (None, "MooerTokenizer"):
+        raise ConfigError(f"tokenizer: {built}; this model needs tokenizer: MooerTokenizer")
+    return construct(MooerTokenizer, config.get("tokenizer_conf"), "tokenizer_conf")
+
+
+def registered(table: str, config: Mapping[str, Any], key: str) -> type:
+    """The class that a config names under ``key``, out of one of FunASR's tables.
+
+    Raises:
+        ConfigError: nothing is named, or nothing of that name is registered.
+    """
+    classes = getattr(tables, table)
+    name = config.get(key)
+    ours = [known for known in classes if known.startswith(("Mooer", "MoE", "LoRA"))]
+    if name not in classes:
+        raise ConfigError(f"{key}: '{name}' is not registered{suggest(str(name), ours)}")
+    return classes[name]
+
+
+def split_init(conf: Mapping[str, Any] | None) -> tuple[dict[str, Any], tuple[str | None, str | None]]:
+    """A part's section without, and apart, the file that it starts from and that file's fingerprint."""
+    conf = dict(conf or {})
+    return conf, (conf.pop("init", None), conf.pop("fingerprint", None))
+
+
+def encoder(config: dict[str, Any], input_size: int) -> torch.nn.Module:
+    """Build the encoder of ``encoder_conf`` and load its weights; records their fingerprint in ``config``."""
+    conf, init = split_init(config.get("encoder_conf"))
+    conf.pop("freeze", None)
+    cls = registered("encoder_classes", config, "encoder")
+    module = construct(cls, conf, "encoder_conf", input_size=input_size)
+    found = init_part(module, *init, "encoder_conf", "encoder")
+    if found:
+        config["encoder_conf"]["fingerprint"] = found
+    return module
+
+
+def encoder_is_frozen(config: Mapping[str, Any]) -> bool:
+    """Whether ``encoder_conf.freeze`` keeps the encoder as it is: the default once it starts from trained weights."""
+    conf = config.get("encoder_conf") or {}
+    freeze = conf.get("freeze", conf.get("init") is not None)
+    if not isinstance(freeze, bool):
+        raise ConfigError(f"encoder_conf.freeze: expected true or false, found {freeze!r}")
+    return freeze
+
+
+def llm(config: dict[str, Any]) -> LoRAQwenDecoder:
+    """Build the LLM of ``llm_conf``; records the fingerprint of its base weights in ``config``."""
+    cls = registered("decoder_classes", config, "llm")
+    module = construct(cls, config.get("llm_conf"), "llm_conf")
+    config["llm_conf"]["fingerprint"] = module.fingerprint
+    return module
+
+
+def ctc_head(config: dict[str, Any], encoder_dim: int, tokenizer: MooerTokenizer) -> CTCHead:
+    """Build the CTC head of ``ctc_conf`` over the tokenizer's vocabulary; blank is the pad token."""
+    conf, init = split_init(config.get("ctc_conf"))
+    head = construct(
+        CTCHead,
+        conf,
+        "ctc_conf",
+        encoder_dim=encoder_dim,
+        vocab_size=len(tokenizer.get_vocab()),
+        blank_id=tokenizer.pad_id,
+    )
+    init_part(head, *init, "ctc_conf", "ctc")
+    return head
+
+
+@dataclasses.dataclass
+class Inputs:
+    """Loose audio as one batch.
+
+    Attributes:
+        utt_ids: one name per row.
+        feats: (B, T, F) features, zero beyond each length.
+        feat_lengths: (B,) frames.
+        warnings: why a row cannot be decoded (silence), or an empty string.
+        audio_s: seconds of audio in all.
+    """
+
+    utt_ids: list[str]
+    feats: Tensor
+    feat_lengths: Tensor
+    warnings: list[str]
+    audio_s: float
+
+
+def read_inputs(
+    data_in: Sequence[Any],
+    data_lengths: Tensor | None,
+    key: Sequence[str] | None,
+    config: Mapping[str, Any],
+    features: Features,
+    max_audio_s: float,
+    silence_dbfs: float,
+) -> Inputs:
+    """Read what FunASR hands to ``inference``: paths, bytes, arrays or tensors of samples; or features.
+
+    Arrays are 16 kHz mono unless ``fs`` says otherwise; (C, N) and (N, C) are mixed down.
+
+    Raises:
+        DataError: audio that cannot be read, is longer than ``max_audio_s`` or is of an unknown kind.
+    """
+    if config.get("data_type") == "fbank":
+        return _features_given(data_in, data_lengths, key)
+    if isinstance(data_in, (str, os.PathLike, bytes, np.ndarray, Tensor)):
+        data_in = [data_in]
+    utt_ids = [str(k) for k in key] if key else [f"utt{i}" for i in range(len(data_in))]
+    rate = int(config.get("fs") or SAMPLE_RATE)
+    waves = [_samples(item, rate, utt_id) for item, utt_id in zip(data_in, utt_ids)]
+    for utt_id, wave in zip(utt_ids, waves):
+        seconds = len(wave) / SAMPLE_RATE
+        if seconds > max_audio_s:
+            raise DataError(
+                f"{utt_id}: lasts {seconds:.1f} s, this model hears at most {max_audio_s:g} s at a time; "
+                'AutoModel(..., vad_model="silero-vad") cuts longer audio at pauses (or raise model_conf.max_audio_s)'
+            )
+    feats, lengths = features.batch(waves)
+    warnings = [_silence(wave, silence_dbfs) for wave in waves]
+    return Inputs(utt_ids, feats, lengths, warnings, sum(map(len, waves)) / SAMPLE_RATE)
+
+
+def _features_given(data_in: Any, data_lengths: Tensor | None, key: Sequence[str] | None) -> Inputs:
+    feats = torch.as_tensor(data_in if isinstance(data_in, (Tensor, np.ndarray)) else np.stack(data_in)).float()
+    feats = feats[None] if feats.dim() == 2 else feats
+    lengths = torch.full((len(feats),), feats.shape[1]) if data_lengths is None else torch.as_tensor(data_lengths)
+    utt_ids = [str(k) for k in key] if key else [f"utt{i}" for i in range(len(feats))]
+    return Inputs(utt_ids, feats, lengths.long(), [""] * len(feats), float(lengths.sum()) * 0.06)
+
+
+def _samples(item: Any, rate: int, utt_id: str) -> np.ndarray:
+    """(N,) float32 at 16 kHz out of one input."""
+    if isinstance(item, (str, os.PathLike, bytes, bytearray, memoryview)):
+        return read_audio(item)
+    if not isinstance(item, (np.ndarray, Tensor, list)):
+        raise DataError(f"{utt_id}: cannot take audio from a {type(item).__name__}; give a path, bytes or an array")
+    wave = np.asarray(item.detach().cpu() if isinstance(item, Tensor) else item)
+    if wave.ndim == 2:
+        wave = wave.mean(axis=int(np.argmin(wave.shape)))
+    if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.number):
+        raise DataError(f"{utt_id}: expected samples (N,), found an array {wave.dtype} {wave.shape}")
+    if np.issubdtype(wave.dtype, np.integer):
+        wave = wave / np.float32(2 ** (8 * wave.dtype.itemsize - 1))
+    wave = wave.astype(np.float32)
+    if not np.isfinite(wave).all():
+        raise DataError(f"{utt_id}: holds NaN or infinite samples")
+    return resample(wave, rate) if rate != SAMPLE_RATE else wave
+
+
+def _silence(wave: np.ndarray, threshold_dbfs: float) -> str:
+    """A warning where even the loudest 100 ms are below the threshold; else an empty string."""
+    window = SAMPLE_RATE // 10
+    padded = np.pad(wave, (0, -len(wave) % window)).reshape(-1, window)
+    power = float((padded.astype(np.float64) ** 2).mean(axis=1).max()) if len(wave) else 0.0
+    level = 10 * np.log10(max(power, 1e-12))
+    return "" if level >= threshold_dbfs else f"silence: the loudest 100 ms are at {level:.0f} dBFS"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is what a YAML file can hold."""
+    return value is None or isinstance(value, (str, int, float, bool, list, tuple, Mapping))

@@ -1,0 +1,36 @@
+"""The whole plugin on one page: every name that this package adds to FunASR's tables."""
+
+from __future__ import annotations
+
+from funasr.register import tables
+
+from funasr_mooer.encoders.moe_conformer import MoEConformerEncoder
+from funasr_mooer.encoders.paraformer import ParaformerEncoder
+from funasr_mooer.errors import ConfigError
+from funasr_mooer.modules.adapter import LinearAdapter
+from funasr_mooer.mooer.llm import LoRAQwenDecoder
+from funasr_mooer.mooer.model import MooerModel
+from funasr_mooer.mooer.tokenizer import MooerTokenizer
+
+CLASSES = {
+    ("model_classes", "MooER"): MooerModel,
+    ("encoder_classes", "MooerParaformerEncoder"): ParaformerEncoder,
+    ("encoder_classes", "MoEConformerEncoder"): MoEConformerEncoder,
+    ("adaptor_classes", "MooerLinearAdapter"): LinearAdapter,
+    ("decoder_classes", "LoRAQwenDecoder"): LoRAQwenDecoder,
+    ("tokenizer_classes", "MooerTokenizer"): MooerTokenizer,
+}
+
+
+def register_all() -> None:
+    """Put every class into its table; a second call changes nothing.
+
+    Raises:
+        ConfigError: another package has taken one of the names. FunASR itself would replace it without a word.
+    """
+    for (table, name), cls in CLASSES.items():
+        taken = getattr(tables, table, {}).get(name)
+        if taken is not None and taken is not cls:
+            raise ConfigError(f"{table} already has '{name}' ({taken.__module__}); two plugins cannot share a name")
+        if taken is None:
+            tables.register(table, name)(cls)

@@ -1,0 +1,54 @@
+"""Importing the package registers its classes with FunASR, at no cost of its own."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+def python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip().splitlines()[-1]
+
+
+def test_importing_us_does_not_import_funasr_or_transformers():
+    loaded = python(
+        "import sys, funasr_mooer; print([m for m in ('funasr', 'transformers', 'torch', 'peft') if m in sys.modules])"
+    )
+    assert loaded == "[]"
+
+
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import funasr_mooer; from funasr.register import tables",
+        "import funasr_mooer, importlib.util; importlib.util.find_spec('funasr'); from funasr.register import tables",
+        "import funasr; import funasr_mooer; from funasr.register import tables",
+    ],
+)
+def test_classes_are_registered_in_whatever_order(imports):
+    found = python(
+        imports + "; print('MooER' in tables.model_classes, 'MooerLinearAdapter' in tables.adaptor_classes,"
+        " 'LoRAQwenDecoder' in tables.decoder_classes, 'MooerTokenizer' in tables.tokenizer_classes)"
+    )
+    assert found == "True True True True"
+
+
+def test_a_name_that_is_taken_is_an_error():
+    from funasr.register import tables
+
+    from funasr_mooer.errors import ConfigError
+    from funasr_mooer.register import register_all
+
+    class Other:
+        pass
+
+    ours = tables.model_classes["MooER"]
+    tables.model_classes["MooER"] = Other
+    try:
+        with pytest.raises(ConfigError, match="model_classes already has 'MooER'"):
+            register_all()
+    finally:
+        tables.model_classes["MooER"] = ours
+    register_all()
