@@ -8,7 +8,7 @@ cd "$(dirname "$0")"
 
 stage=0 stop_stage=5
 corpus=data/corpus                       # a clone of the corpus, or Kaldi dirs {train,dev,test,test_seen}
-download=false                           # clone the corpus (about 30 MB) into data/corpus
+download=false                           # clone the corpus into --corpus
 train_utts=6000                          # strings of 2 to 7 digits
 base=../../mini/mooer                    # the recipe, run before, whose models and training data we continue with
 exp=exp                                  # checkpoints, logs and scores land here
