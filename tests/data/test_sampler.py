@@ -1,0 +1,127 @@
+"""Sampling: once per epoch, inside the budget, equal on all ranks, and continued anywhere."""
+
+import numpy as np
+import pytest
+
+from funasr_mooer.data.sampler import TokenBudgetSampler
+from funasr_mooer.errors import ConfigError
+
+
+def log_normal(n, seed=0):
+    rng = np.random.default_rng(seed)
+    seconds = np.clip(rng.lognormal(np.log(6), 0.6, n), 0.5, 30)
+    return (seconds / 0.12 + 26 + 2 * seconds).astype(np.int32)
+
+
+COSTS = log_normal(3000)
+
+
+def epoch_of(sampler, epoch=0):
+    return np.sort(np.concatenate(list(sampler.batches(epoch))))
+
+
+@pytest.mark.parametrize("n", [1, 7, 100, 3000])
+@pytest.mark.parametrize("epoch", [0, 5])
+def test_every_utterance_comes_once_per_epoch(n, epoch):
+    np.testing.assert_array_equal(epoch_of(TokenBudgetSampler(COSTS[:n], 2000), epoch), np.arange(n))
+
+
+@pytest.mark.parametrize("multiple", [1, 16])
+def test_padding_included_no_batch_exceeds_the_budget(multiple):
+    sampler = TokenBudgetSampler(COSTS, 2000, max_utts=30, length_multiple=multiple)
+    rounded = -(-COSTS // multiple) * multiple
+    for epoch in range(3):
+        for batch in sampler.batches(epoch):
+            assert len(batch) * rounded[batch].max() <= 2000
+            assert len(batch) <= 30
+
+
+def test_padding_stays_below_8_percent_and_batches_are_full():
+    sampler = TokenBudgetSampler(log_normal(20000), 8000)
+    assert sampler.padding_excess() <= 0.08
+    tokens = np.array([sampler.costs[batch].sum() for batch in sampler.batches(0)])
+    assert tokens.mean() > 0.88 * 8000
+    assert tokens.std() / tokens.mean() < 0.12
+
+
+def test_epochs_differ_and_repeat_exactly():
+    a, b = TokenBudgetSampler(COSTS, 2000, seed=3), TokenBudgetSampler(COSTS, 2000, seed=3)
+    for epoch in (0, 1):
+        for x, y in zip(a.batches(epoch), b.batches(epoch), strict=True):
+            np.testing.assert_array_equal(x, y)
+
+    def together(sampler, epoch):
+        return {frozenset(batch.tolist()) for batch in sampler.batches(epoch)}
+
+    assert len(together(a, 0) & together(a, 1)) == 0, "batches are made of other utterances"
+    assert len(together(a, 0) & together(TokenBudgetSampler(COSTS, 2000, seed=4), 0)) == 0
+    costs = [COSTS[batch].max() for batch in a.batches(0)]
+    assert abs(np.corrcoef(costs, np.arange(len(costs)))[0, 1]) < 0.3, "short and long batches alternate"
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_ranks_get_equal_numbers_and_share_the_epoch(world):
+    sampler = TokenBudgetSampler(COSTS, 2000)
+    ranks = [list(sampler.rank_batches(1, rank, world)) for rank in range(world)]
+    assert {len(batches) for batches in ranks} == {sampler.steps(world)}
+    together = np.concatenate([batch for batches in ranks for batch in batches])
+    np.testing.assert_array_equal(np.sort(together), np.arange(len(COSTS)))
+
+
+def test_training_continues_at_another_world_size():
+    sampler = TokenBudgetSampler(COSTS, 2000)
+    done = 4 * 3  # three steps of four ranks
+    first = [b for rank in range(4) for b in list(sampler.rank_batches(2, rank, 4))[:3]]
+    rest = [b for rank in range(3) for b in TokenBudgetSampler(COSTS, 2000).rank_batches(2, rank, 3, start=done)]
+    np.testing.assert_array_equal(np.sort(np.concatenate(first + rest)), np.arange(len(COSTS)))
+    same = list(sampler.rank_batches(2, 1, 4, start=done))
+    for x, y in zip(list(sampler.rank_batches(2, 1, 4))[3:], same, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def test_more_ranks_than_utterances_still_get_one_batch_each():
+    batches = [list(TokenBudgetSampler(COSTS[:3], 2000).rank_batches(0, rank, 8)) for rank in range(8)]
+    assert all(len(b) == 1 and len(b[0]) == 1 for b in batches)
+
+
+def test_a_batch_is_found_without_making_those_before_it():
+    costs = log_normal(2_000_000)
+    sampler = TokenBudgetSampler(costs, 8000)
+    assert sampler._order.nbytes == 4 * len(costs)
+    first = sampler.batch(7, 0)
+    np.testing.assert_array_equal(next(sampler.batches(7)), first)
+    assert len(sampler.batch(7, sampler.num_batches - 1)) > 0
+
+
+def test_corpora_are_mixed_by_weight():
+    n = 300
+    groups = [(n, 1.0), (n, 2.0), (n, 0.5), (n, 0.0)]
+    sampler = TokenBudgetSampler(COSTS[: 4 * n], 2000, groups=groups)
+    counts = [np.bincount(epoch_of(sampler, epoch), minlength=4 * n) for epoch in range(2)]
+    for count in counts:
+        assert (count[:n] == 1).all()
+        assert (count[n : 2 * n] == 2).all()
+        assert count[2 * n : 3 * n].sum() == n // 2
+        assert count[3 * n :].sum() == 0
+    np.testing.assert_array_equal(counts[0][2 * n : 3 * n] + counts[1][2 * n : 3 * n], 1)
+    for batch in sampler.batches(0):
+        assert len(batch) * COSTS[batch].max() <= 2000
+
+
+def test_cost_zero_leaves_an_utterance_out():
+    costs = COSTS.copy()
+    costs[::3] = 0
+    np.testing.assert_array_equal(epoch_of(TokenBudgetSampler(costs, 2000)), np.flatnonzero(costs))
+
+
+def test_without_shuffle_batches_ascend():
+    sampler = TokenBudgetSampler(COSTS, 2000, shuffle=False)
+    tops = [COSTS[batch].max() for batch in sampler.batches(0)]
+    assert tops == sorted(tops)
+
+
+def test_budgets_that_cannot_work_are_refused():
+    with pytest.raises(ConfigError, match=r"budget=50: an utterance alone costs \d+"):
+        TokenBudgetSampler(COSTS, 50)
+    with pytest.raises(ConfigError, match="no utterances to sample"):
+        TokenBudgetSampler(COSTS * 0, 50)
