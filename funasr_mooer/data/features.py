@@ -66,7 +66,7 @@ class Features:
         if conf.dither != 0:
             raise ConfigError(
                 f"frontend_conf.dither={conf.dither}: features here repeat exactly; "
-                "set dither: 0.0, and dataset_conf.augment.noise_db for noise in training"
+                "set dither: 0.0, and dataset_conf.augment.noise_snr_db for noise in training"
             )
         if not conf.snip_edges:
             raise ConfigError("frontend_conf.snip_edges=false is not supported; set it to true")
