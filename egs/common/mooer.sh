@@ -58,8 +58,8 @@ score() {
     IFS=: read -r set task metric <<<"$item"
     ref=data/$set/text
     if [ "$task" = ast ]; then ref=data/$set/text.en; fi
-    py score compute --ref "$ref" --hyp "$out/$set.$task/text" --metric "$metric" --name "$name" \
-      --meta "set=$set" "task=$task" "seed=$seed" --out "$out/$set.$task/result.json"
+    py score compute --ref "$ref" --hyp "$out/$set.$task/text" --metric "$metric" \
+      --name "$name, $set $task" --meta "set=$set" "task=$task" "seed=$seed" --out "$out/$set.$task/result.json"
   done
 }
 

@@ -31,7 +31,9 @@ want() {
 }
 
 need() {
-  if [ "$dry_run" = false ] && [ ! -e "${!1}" ]; then die "--${1//_/-} '${!1}' does not exist; $2"; fi
+  if [ "$dry_run" = true ] || [ -e "${!1}" ]; then return; fi
+  [ -n "${!1}" ] || die "--${1//_/-} is missing; $2"
+  die "--${1//_/-} '${!1}' does not exist; $2"
 }
 
 run() {

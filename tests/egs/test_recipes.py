@@ -84,7 +84,7 @@ def test_printed_commands_are_the_commands(recipe, tmp_path):
 
 
 @every_recipe
-def test_modules_and_local_scripts_that_stages_call_exist(recipe):
+def test_what_stages_call_and_configs_they_read_exist(recipe):
     for line in run(recipe, "--dry-run").stdout.splitlines():
         words = line.split()
         if "-m" in words:
@@ -92,6 +92,8 @@ def test_modules_and_local_scripts_that_stages_call_exist(recipe):
             assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), line
         elif words[1].startswith("local/"):
             assert (recipe.parent / words[1]).is_file(), line
+        if "--config" in words:
+            assert (recipe.parent / words[words.index("--config") + 1]).is_file(), line
 
 
 @every_recipe
