@@ -8,12 +8,14 @@ from funasr_mooer.encoders.moe_conformer import MoEConformerEncoder
 from funasr_mooer.encoders.paraformer import ParaformerEncoder
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.modules.adapter import LinearAdapter
+from funasr_mooer.mooer.ctc_model import CTCModel
 from funasr_mooer.mooer.llm import LoRAQwenDecoder
 from funasr_mooer.mooer.model import MooerModel
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
 
 CLASSES = {
     ("model_classes", "MooER"): MooerModel,
+    ("model_classes", "MooerCTC"): CTCModel,
     ("encoder_classes", "MooerParaformerEncoder"): ParaformerEncoder,
     ("encoder_classes", "MoEConformerEncoder"): MoEConformerEncoder,
     ("adaptor_classes", "MooerLinearAdapter"): LinearAdapter,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from funasr.register import tables
 from torch import Tensor
 
 from funasr_mooer.config import construct, suggest
-from funasr_mooer.data.audio import read_audio, resample
+from funasr_mooer.data.audio import SAMPLE_RATE, read_audio, resample
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
 from funasr_mooer.modules.ctc import CTCHead
@@ -22,7 +23,7 @@ from funasr_mooer.mooer.llm import LoRAQwenDecoder
 from funasr_mooer.mooer.parts import Parts, init_part
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
 
-SAMPLE_RATE = 16000
+log = logging.getLogger(__name__)
 
 # The sections that describe a system; a model directory keeps them. FunASR adds dozens of keys of its own.
 SECTIONS = (
@@ -183,6 +184,44 @@ def read_inputs(
     feats, lengths = features.batch(waves)
     warnings = [_silence(wave, silence_dbfs) for wave in waves]
     return Inputs(utt_ids, feats, lengths, warnings, sum(map(len, waves)) / SAMPLE_RATE)
+
+
+def decode_inputs(
+    batch: Inputs,
+    positions: Tensor,
+    unit: str,
+    device: torch.device,
+    decode: Callable[[Tensor, Tensor], list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Decode the rows that can be decoded; the others get an empty text and a warning that says why.
+
+    Args:
+        batch: the inputs.
+        positions: (B,) what the model makes of each row, in its own positions.
+        unit: what one position is, for the warning of audio that is shorter.
+        device: where the model is.
+        decode: feats (B', T, F) and lengths (B',) on that device -> result fields of each row.
+
+    Returns:
+        ``{"key", "text", ...}`` per row, in order.
+    """
+    results: list[dict[str, Any]] = []
+    speaking = []
+    for row, (utt_id, warning) in enumerate(zip(batch.utt_ids, batch.warnings)):
+        results.append({"key": utt_id, "text": ""})
+        if not warning and positions[row] == 0:
+            warning = f"shorter than {unit}"
+        if warning:
+            results[row] |= {"token_ids": [], "warning": warning}
+            log.warning("%s: %s; its text is left empty", utt_id, warning)
+        else:
+            speaking.append(row)
+    if speaking:
+        lengths = batch.feat_lengths[speaking]
+        feats = batch.feats[speaking, : int(lengths.max())]
+        for row, fields in zip(speaking, decode(feats.to(device), lengths.to(device))):
+            results[row].update(fields)
+    return results
 
 
 def _features_given(data_in: Any, data_lengths: Tensor | None, key: Sequence[str] | None) -> Inputs:

@@ -96,12 +96,13 @@ def search(
 
     if on_text is not None and conf.num_beams > 1:
         raise ConfigError(f"text can be streamed only with num_beams=1, not {conf.num_beams}: beams change their minds")
+    beams: dict[str, Any] = {"num_beams": conf.num_beams}
+    if conf.num_beams > 1:
+        beams |= {"length_penalty": conf.length_penalty, "output_scores": True}
     settings = GenerationConfig(
         do_sample=False,
-        num_beams=conf.num_beams,
         max_new_tokens=conf.max_new_tokens,
         min_length=conf.min_length,
-        length_penalty=conf.length_penalty,
         repetition_penalty=conf.repetition_penalty,
         no_repeat_ngram_size=conf.no_repeat_ngram_size,
         sequence_bias=[[[tokenizer.eos_id], conf.eos_bias]] if conf.eos_bias else None,
@@ -109,7 +110,7 @@ def search(
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
         return_dict_in_generate=True,
-        output_scores=conf.num_beams > 1,
+        **beams,
     )
     hooks = StoppingCriteriaList()
     if on_text is not None:

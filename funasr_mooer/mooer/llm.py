@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -247,7 +248,10 @@ class LoRAQwenDecoder(nn.Module):
 def _load_base(folder: Path, dtype: torch.dtype, attention: str) -> nn.Module:
     """The causal LM of a folder, every weight read from it."""
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils import logging as transformers_logging
 
+    if not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
     if not (folder / "config.json").is_file():
         raise CheckpointError(
             f"llm_conf.init: {folder} is not the folder of an LLM (no config.json); "

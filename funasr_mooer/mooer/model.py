@@ -7,7 +7,6 @@ takes typed sections.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -25,8 +24,6 @@ from funasr_mooer.mooer import border
 from funasr_mooer.mooer.generate import Answer, DecodeConf, TextCallback, decode_conf, search
 from funasr_mooer.mooer.parts import Parts, init_part
 from funasr_mooer.mooer.prompt import Prompt
-
-log = logging.getLogger(__name__)
 
 OBJECTIVES = ("llm", "adapter_ctc")
 
@@ -230,7 +227,7 @@ class MooerModel(Parts):
             ConfigError: no such task, or decoding settings that cannot work.
             DataError: audio that cannot be read, or longer than ``model_conf.max_audio_s``.
         """
-        task = self._task(task)
+        task = self.check_task(task)
         conf = decode_conf(self.config.get("decode_conf"), config)
         started = time.perf_counter()
         batch = border.read_inputs(
@@ -245,37 +242,27 @@ class MooerModel(Parts):
         loaded = time.perf_counter()
         self.llm.merge()
 
-        results: list[dict[str, Any]] = [{"key": utt_id, "text": ""} for utt_id in batch.utt_ids]
-        speaking = []
-        for row, warning in enumerate(batch.warnings):
-            if not warning and self.audio_lengths_of(batch.feat_lengths[row]) == 0:
-                warning = f"shorter than one embedding of {self.adapter.granularity_ms:g} ms"
-            if warning:
-                results[row]["warning"] = warning
-                log.warning("%s: %s; its text is left empty", batch.utt_ids[row], warning)
-                if return_token_ids:
-                    results[row]["token_ids"] = []
-            else:
-                speaking.append(row)
-        if speaking:
-            device = next(self.parameters()).device
-            longest = int(batch.feat_lengths[speaking].max())
-            answers = self.answer(
-                batch.feats[speaking, :longest].to(device), batch.feat_lengths[speaking].to(device), task, conf, on_text
-            )
-            for row, answer in zip(speaking, answers):
-                fields = self._result(task, answer)
-                if not return_token_ids:
-                    fields.pop("token_ids")
-                results[row].update(fields)
-        meta = {"load_data": f"{loaded - started:0.3f}", "batch_data_time": max(batch.audio_s, 1e-3)}
-        return results, meta
+        def answer(feats: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
+            return [self._result(task, row) for row in self.answer(feats, lengths, task, conf, on_text)]
+
+        unit = f"one embedding of {self.adapter.granularity_ms:g} ms"
+        device = next(self.parameters()).device
+        results = border.decode_inputs(batch, self.audio_lengths_of(batch.feat_lengths), unit, device, answer)
+        if not return_token_ids:
+            for result in results:
+                result.pop("token_ids", None)
+        return results, {"load_data": f"{loaded - started:0.3f}", "batch_data_time": max(batch.audio_s, 1e-3)}
 
     def audio_lengths_of(self, feat_lengths: Tensor) -> Tensor:
         """Audio embeddings for features of so many frames."""
         return self.adapter.output_lengths(self.encoder.output_lengths(feat_lengths))
 
-    def _task(self, task: str | None) -> str:
+    def check_task(self, task: str | None) -> str:
+        """``task``, or the model's only one.
+
+        Raises:
+            ConfigError: not one of the model's tasks, or none given where there are several.
+        """
         if task is None and len(self.prompt.tasks) == 1:
             return next(iter(self.prompt.tasks))
         if task is None:

@@ -1,0 +1,175 @@
+"""Decode a corpus with a model directory: Kaldi text files and every detail as JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from funasr_mooer.bin.cli import run
+from funasr_mooer.errors import DataError
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  funasr-mooer decode --model exp/mooer/best --data data/test --task asr --out exp/mooer/decode/test
+  funasr-mooer decode --model exp/mooer/best --data data/test --task ast --out OUT --config conf/decode/mooer.yaml
+  funasr-mooer decode --model exp/mooer/best --data data/test --task asr --out OUT ++num_beams=1
+
+writes OUT/text (and OUT/text.en for tasks of two answers), OUT/result.jsonl and OUT/decode.json (time, RTF)
+"""
+
+
+@run
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args, settings = parse(argv)
+    from funasr_mooer.train import launch
+
+    out = Path(args.out)
+    if args.nproc > 1 and not launch.is_launched():
+        started = time.perf_counter()
+        code = launch.launch([sys.executable, "-m", "funasr_mooer.bin.decode", *argv], args.nproc)
+        if code == 0:
+            parts = [out / f"part-{rank}.json" for rank in range(args.nproc)]
+            write(out, [json.loads(part.read_text("utf-8")) for part in parts], time.perf_counter() - started, args)
+            for part in parts:
+                part.unlink()
+        return code
+    launch.end_with_parent()
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    done = decode(args, settings, rank, world)
+    out.mkdir(parents=True, exist_ok=True)
+    if world > 1:
+        (out / f"part-{rank}.json").write_text(json.dumps(done, ensure_ascii=False), "utf-8")
+    else:
+        write(out, [done], done["seconds"], args)
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
+    """The command line, and the decoding settings: those of ``--config`` under the ``++key=value`` ones."""
+    from funasr_mooer.config import load_config, override, suggest
+    from funasr_mooer.errors import ConfigError
+    from funasr_mooer.mooer.generate import DECODE_KEYS
+
+    parser = argparse.ArgumentParser(
+        prog="funasr-mooer decode",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", required=True, metavar="DIR", help="model directory, such as EXP/best")
+    parser.add_argument("--data", required=True, metavar="DIR", help="Kaldi directory or pack")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument("--task", help="what is asked (asr, ast, ...); not needed for models of one task")
+    parser.add_argument("--config", metavar="YAML", help="decoding settings, such as conf/decode/mooer.yaml")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or musa")
+    parser.add_argument("--nproc", type=int, default=1, help="processes; each decodes a share")
+    parser.add_argument("--batch-s", type=float, default=120, help="seconds of audio per batch, padding included")
+    parser.add_argument("--max-utts", type=int, default=32, help="utterances per batch")
+    parser.add_argument("--max-bad", type=float, default=0.01, help="share of utterances that may be unreadable")
+    parser.add_argument(
+        "--allow-pipes", action="store_true", help="run commands that wav.scp holds; only if you trust it"
+    )
+    args, rest = parser.parse_known_args(argv)
+    settings = load_config(args.config) if args.config else {}
+    settings = override(settings, rest, "decoding settings")
+    for key in settings:
+        if key not in DECODE_KEYS:
+            raise ConfigError(f"decoding setting '{key}' is unknown{suggest(key, DECODE_KEYS)}")
+    return args, settings
+
+
+def decode(args: argparse.Namespace, settings: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
+    """This process's share of the corpus: every world-th clip by length, so that shares take as long."""
+    from funasr_mooer.auto import load_model
+    from funasr_mooer.mooer.transcribe import clips, transcribe
+
+    every = clips(args.data, args.allow_pipes)
+    share = sorted(every, key=lambda clip: (-clip.seconds, clip.utt_id))[rank::world]
+    model = load_model(args.model, args.device)
+    if hasattr(model, "check_task"):
+        settings = {**settings, "task": model.check_task(args.task)}
+    problems: list[str] = []
+    results: list[dict[str, Any]] = []
+    started = time.perf_counter()
+    told = started
+    for result in transcribe(
+        model,
+        share,
+        args.batch_s,
+        args.max_utts,
+        on_problem=lambda utt_id, error: problems.append(f"{utt_id}: {error}"),
+        **settings,
+    ):
+        results.append(result)
+        now = time.perf_counter()
+        if now - told > 5:
+            left = (now - started) / len(results) * (len(share) - len(results))
+            log.info("decoded %d of %d | left %.0f s", len(results), len(share), left)
+            told = now
+    return {
+        "results": results,
+        "problems": problems,
+        "audio_s": sum(clip.seconds for clip in share),
+        "seconds": time.perf_counter() - started,
+    }
+
+
+def write(out: Path, parts: Sequence[dict[str, Any]], seconds: float, args: argparse.Namespace) -> None:
+    """Join the shares: results sorted by utterance, one text file per answer, and the time it took.
+
+    Raises:
+        DataError: more utterances than ``--max-bad`` allows could not be read.
+    """
+    from funasr_mooer.mooer.transcribe import answers_only
+
+    results = sorted((result for part in parts for result in part["results"]), key=lambda result: result["key"])
+    problems = [problem for part in parts for problem in part["problems"]]
+    for problem in problems:
+        log.warning("not decoded: %s", problem)
+    if len(problems) > args.max_bad * (len(results) + len(problems)):
+        raise DataError(
+            f"{args.data}: {len(problems)} of {len(results) + len(problems)} utterances could not be decoded, "
+            f"--max-bad allows {args.max_bad:g}: {problems[0]}"
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(result, ensure_ascii=False) for result in results]
+    (out / "result.jsonl").write_text("".join(line + "\n" for line in lines), "utf-8")
+    fields = {field for result in results for field in answers_only(result)} or {"text"}
+    for field in sorted(fields):
+        rows = [f"{r['key']} {' '.join(r.get(field, '').split())}".rstrip() for r in results]
+        (out / field).write_text("".join(row + "\n" for row in rows), "utf-8")
+    audio_s = sum(part["audio_s"] for part in parts)
+    facts = {
+        "model": str(args.model),
+        "data": str(args.data),
+        "task": args.task,
+        "utterances": len(results),
+        "not_decoded": len(problems),
+        "audio_s": round(audio_s, 2),
+        "seconds": round(seconds, 2),
+        "rtf": round(seconds / max(audio_s, 1e-9), 4),
+        "nproc": args.nproc,
+        "device": args.device,
+    }
+    (out / "decode.json").write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
+    log.info(
+        "decoded %d utterances, %.1f s of audio in %.1f s (RTF %.3f) -> %s",
+        len(results),
+        audio_s,
+        seconds,
+        facts["rtf"],
+        out,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
