@@ -62,6 +62,12 @@ class Augment:
         self.changes_waveforms = bool(conf.speed or conf.gain_db or conf.noise_snr_db)
         self.masks = bool(conf.freq_masks or conf.time_masks)
 
+    @property
+    def rates(self) -> tuple[int, int]:
+        """The slowest and the fastest speed, as the sample rate that audio is taken to have."""
+        rates = [_rate(factor) for factor in self.conf.speed] or [SAMPLE_RATE]
+        return min(rates), max(rates)
+
     def waveform(self, x: np.ndarray, epoch: int, utterance: int) -> np.ndarray:
         """(N,) int16 or float -> (N / speed,) float32 in [-1, 1), or ``x`` itself when nothing is on."""
         if not self.changes_waveforms:
@@ -69,8 +75,7 @@ class Augment:
         conf, rng = self.conf, np.random.default_rng((self.seed, epoch, utterance, WAVEFORM))
         x = to_float(x)
         if conf.speed:
-            factor = conf.speed[rng.integers(len(conf.speed))]
-            x = resample(x, round(SAMPLE_RATE * factor / 100) * 100)  # whole percents keep the filter small
+            x = resample(x, _rate(conf.speed[rng.integers(len(conf.speed))]))
         if conf.gain_db:
             x = x * np.float32(10 ** (rng.uniform(-conf.gain_db, conf.gain_db) / 20))
         if conf.noise_snr_db and rng.random() < conf.noise_probability:
@@ -95,3 +100,8 @@ class Augment:
             width = rng.integers(min(self.mask_frames, len(feats) // (2 * conf.time_masks)) + 1)
             start = rng.integers(len(feats) - width + 1)
             feats[start : start + width] = 0
+
+
+def _rate(factor: float) -> int:
+    """A speed as a sample rate, in steps of 100 Hz, which keep the resampling filter small."""
+    return round(SAMPLE_RATE * factor / 100) * 100

@@ -239,6 +239,12 @@ class _Job:
     form: str = "wav"
     allow_pipes: bool = False
 
+    def __post_init__(self) -> None:
+        if len(self.fields) > 8 or len(self.langs) > 256:
+            raise DataError(
+                f"{len(self.fields)} text fields, {len(self.langs)} languages; a pack holds up to 8 and 256"
+            )
+
 
 def write_pack(
     data: KaldiDir,

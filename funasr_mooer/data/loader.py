@@ -1,0 +1,362 @@
+"""Packs -> batches for training: what may be trained on, in which order, made ahead by worker processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from funasr_mooer.data.audio import SAMPLE_RATE
+from funasr_mooer.data.augment import Augment, AugmentConf
+from funasr_mooer.data.batch import TRANSCRIPT, Batch, Example, Prompt, TaskDraw, collate
+from funasr_mooer.data.features import Features
+from funasr_mooer.data.kaldi_dir import check_problems
+from funasr_mooer.data.sampler import TokenBudgetSampler
+from funasr_mooer.data.shards import Pack, Tokenizer
+from funasr_mooer.errors import ConfigError, DataError
+
+SUBSTITUTES = 20  # neighbours tried in place of an utterance that cannot be loaded
+NAMED = 3  # skipped utterances named in the log
+logger = logging.getLogger(__name__)
+
+Lengths = Callable[[np.ndarray], np.ndarray]  # samples (n,) -> audio embeddings (n,)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetConf:
+    """``dataset_conf``.
+
+    Attributes:
+        tasks: task -> weight, of those in ``prompt_conf``; None draws all alike. Each utterance gets one task per epoch.
+        budget: most that a batch may hold on each process, padding included, in ``budget_unit``.
+        budget_unit: ``positions`` that the LLM reads (audio embeddings, prompt and answer), or ``frames`` of the frontend;
+            ``auto`` is positions for MooER and frames for CTC.
+        max_utts: most utterances in a batch.
+        window: most neighbours in length among which utterances are shuffled.
+        min_duration_s: shorter utterances are left out.
+        max_duration_s: longer utterances are left out; MooER was trained on up to 20 s.
+        weights: of each pack, in the order given: 2 shows its utterances twice per epoch, 0.5 half of them; None: all 1.
+        length_multiple: padded lengths are multiples of this, so that few shapes occur; CPU kernels like 8 or 16.
+        augment: see :class:`~funasr_mooer.data.augment.AugmentConf`.
+        num_workers: processes that load; 0 loads in the training process.
+        prefetch: batches that each of them keeps ready.
+        max_bad: stop when more than this fraction of the utterances cannot be loaded.
+        dataloader: read by FunASR's trainer.
+        batch_sampler: read by FunASR's trainer.
+        data_split_num: read by FunASR's trainer; packs need no splitting.
+    """
+
+    tasks: Mapping | None = None
+    budget: int = 8000
+    budget_unit: str = "auto"
+    max_utts: int = 256
+    window: int = 2000
+    min_duration_s: float = 0.1
+    max_duration_s: float = 40.0
+    weights: list[float] | None = None
+    length_multiple: int = 1
+    augment: AugmentConf = dataclasses.field(default_factory=AugmentConf)
+    num_workers: int = 2
+    prefetch: int = 4
+    max_bad: float = 0.01
+    dataloader: str = "MooerDataloader"
+    batch_sampler: str = "MooerBatchSampler"
+    data_split_num: int = 1
+
+    def __post_init__(self) -> None:
+        if self.budget_unit not in ("auto", "positions", "frames"):
+            raise ConfigError(f"dataset_conf.budget_unit={self.budget_unit}; use auto, positions or frames")
+
+
+class Corpus(torch.utils.data.Dataset):
+    """Several packs as one list of utterances; makes a batch of any of them.
+
+    Args:
+        conf: the section ``dataset_conf``.
+        packs: packs or their folders.
+        features: the frontend.
+        tokenizer: of the LLM; must be the one that made the packs.
+        prompt: builds rows for MooER; None makes batches for CTC.
+        seed: of task drawing and augmentation.
+        training: False leaves augmentation out.
+
+    Raises:
+        DataError: a folder that is not a pack, or was packed with another tokenizer.
+        ConfigError: tasks or weights that do not fit.
+    """
+
+    def __init__(
+        self,
+        conf: DatasetConf,
+        packs: Sequence[Pack | str | os.PathLike],
+        features: Features,
+        tokenizer: Tokenizer,
+        prompt: Prompt | None,
+        seed: int = 0,
+        training: bool = True,
+    ):
+        if not packs:
+            raise ConfigError("no packs to read; give at least one folder written by funasr_mooer.bin.pack")
+        self.conf, self.features, self.prompt = conf, features, prompt
+        self.packs = [pack if isinstance(pack, Pack) else Pack(pack) for pack in packs]
+        for pack in self.packs:
+            pack.check_tokenizer(tokenizer)
+        if conf.weights is not None and training and len(conf.weights) != len(packs):
+            raise ConfigError(f"dataset_conf.weights: {len(conf.weights)} weights for {len(packs)} packs")
+        self.pad_id = tokenizer.pad_id
+        self.ends = np.cumsum([len(pack) for pack in self.packs])
+        self.draw = None if prompt is None else TaskDraw(prompt, conf.tasks, seed)
+        self.augment = None
+        if training:
+            self.augment = Augment(conf.augment, seed, features.conf.n_mels, features.frame_ms)
+        self.training = training
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
+        """The batch of ``(epoch, utterance indices)``; a bad utterance is named in it and a neighbour takes its place."""
+        epoch, indices = request
+        bad: list[str] = []
+        examples = [self._load_or_neighbour(index, epoch, bad) for index in indices.tolist()]
+        batch = collate(
+            examples, self.features, self.prompt, self.pad_id, epoch, self.augment, self.conf.length_multiple
+        )
+        batch.bad = bad
+        return batch
+
+    def utt_id(self, index: int) -> str:
+        """Name of an utterance."""
+        pack, i = self._locate(index)
+        return pack.utt_id(i)
+
+    def samples(self) -> np.ndarray:
+        """(n,) samples of every utterance at 16 kHz, int64."""
+        return np.concatenate([pack.records["samples"] for pack in self.packs]).astype(np.int64)
+
+    def costs(self, audio_lengths: Lengths | None) -> np.ndarray:
+        """(n,) what each utterance costs of the budget; 0 for those that are not trained on.
+
+        With augmentation, the longest that an utterance can become counts.
+        """
+        samples = self.samples()
+        slowest, fastest = self.augment.rates if self.augment else (SAMPLE_RATE, SAMPLE_RATE)
+        longest = -(-samples * SAMPLE_RATE // slowest)
+        unit = self.conf.budget_unit
+        if unit == "positions" or (unit == "auto" and self.prompt is not None):
+            if audio_lengths is None or self.prompt is None:
+                raise ConfigError("dataset_conf.budget_unit=positions needs a model with an LLM; use frames")
+            costs = np.asarray(audio_lengths(longest)) + self._row_lengths()
+        else:
+            costs = np.asarray(self.features.num_frames(longest))
+        shortest = samples * SAMPLE_RATE // fastest
+        heard = np.asarray(self.features.num_frames(shortest) if audio_lengths is None else audio_lengths(shortest)) > 0
+        seconds = samples / SAMPLE_RATE
+        inside = (seconds >= self.conf.min_duration_s) & (seconds <= self.conf.max_duration_s)
+        return np.where(heard & inside & self._has_answer(), costs, 0)
+
+    def _has_answer(self) -> np.ndarray:
+        """(n,) whether an utterance has the text of at least one task (for CTC: a transcript)."""
+        return np.concatenate([_by_fields(pack, self._answerable)[pack.records["fields"]] for pack in self.packs])
+
+    def _answerable(self, fields: list[str]) -> bool:
+        return TRANSCRIPT in fields if self.draw is None else bool(self.draw.possible(fields))
+
+    def _row_lengths(self) -> np.ndarray:
+        """(n,) tokens of the longest row, over the tasks that an utterance may get."""
+        return np.concatenate(
+            [np.max([self._task_lengths(pack, task) for task in self.draw.weights], axis=0) for pack in self.packs]
+        )
+
+    def _task_lengths(self, pack: Pack, task: str) -> np.ndarray:
+        """(n,) tokens of a row of one task, 0 where an utterance cannot get it."""
+        possible = _by_fields(pack, lambda fields: task in self.draw.possible(fields))
+        if not possible.any():
+            return np.zeros(len(pack), np.int64)
+        counts = pack.token_counts()
+        needs = [f for f in pack.fields if task not in self.draw.possible([g for g in pack.fields if g != f])]
+        around = len(self.prompt.ids(task)) - 1 + len(self.prompt.answer_ids(task, {field: [] for field in needs}))
+        lengths = around + sum(counts[field].astype(np.int64) for field in needs)
+        return np.where(possible[pack.records["fields"]], lengths, 0)
+
+    def _locate(self, index: int) -> tuple[Pack, int]:
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return self.packs[number], index - (int(self.ends[number - 1]) if number else 0)
+
+    def _load(self, index: int, epoch: int) -> Example:
+        pack, i = self._locate(index)
+        tokens = pack.tokens(i)
+        if not self._answerable(list(tokens)):
+            raise DataError("has no text for any task")
+        task = "" if self.draw is None else self.draw(list(tokens), epoch, index)
+        return Example(pack.utt_id(i), index, pack.samples(i), tokens, task)
+
+    def _load_or_neighbour(self, index: int, epoch: int, bad: list[str]) -> Example:
+        """The utterance, or, where it cannot be loaded, one that is not longer."""
+        try:
+            return self._load(index, epoch)
+        except DataError as error:
+            bad.append(f"utterance {index}: {error}")
+        pack, i = self._locate(index)
+        limit, count = pack.records["samples"][i], len(pack)
+        for step in range(1, count):
+            j = (i + step) % count
+            if min(limit, SAMPLE_RATE // 2) <= pack.records["samples"][j] <= limit:
+                try:
+                    return self._load(index - i + j, epoch)
+                except DataError as error:
+                    bad.append(f"utterance {index - i + j}: {error}")
+            if len(bad) > SUBSTITUTES:
+                break
+        raise DataError(f"{pack.path}: {bad[0]}; and no utterance could take its place")
+
+
+def _by_fields(pack: Pack, judge: Callable[[list[str]], bool]) -> np.ndarray:
+    """``judge(fields)`` for each value that ``fields`` of a record can have, (256,) bool."""
+    table = np.zeros(256, bool)
+    for bits in range(1 << len(pack.fields)):
+        table[bits] = judge([field for bit, field in enumerate(pack.fields) if bits >> bit & 1])
+    return table
+
+
+class Loader:
+    """Batches of a corpus for the training loop, from any step of any epoch, on any number of processes.
+
+    Args:
+        corpus: makes the batches.
+        sampler: says which.
+        pin_memory: put batches in page-locked memory (for accelerators).
+    """
+
+    def __init__(self, corpus: Corpus, sampler: TokenBudgetSampler, pin_memory: bool = False):
+        self.corpus, self.sampler = corpus, sampler
+        self.bad: dict[str, None] = {}  # an ordered set
+        workers = corpus.conf.num_workers
+        self._requests = _Requests(sampler)
+        self._loader = torch.utils.data.DataLoader(
+            corpus,
+            batch_size=None,  # a request is a whole batch
+            sampler=self._requests,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            prefetch_factor=corpus.conf.prefetch if workers else None,
+            pin_memory=pin_memory,
+        )
+
+    def steps(self, epoch: int = 0, world: int = 1) -> int:
+        """Batches that each of ``world`` processes gets; the same in every epoch."""
+        return self.sampler.steps(world)
+
+    def __len__(self) -> int:
+        return self.steps()
+
+    def epoch(
+        self, epoch: int = 0, start_step: int = 0, rank: int = 0, world: int = 1, start_batch: int | None = None
+    ) -> Iterator[Batch]:
+        """The batches of one process, without the first ``start_step``.
+
+        Args:
+            epoch: counted from 0.
+            start_step: steps of this epoch that were done, at this world size.
+            rank: of this process.
+            world: number of processes.
+            start_batch: instead of ``start_step``: batches that all processes together had done, at another world size.
+
+        Raises:
+            DataError: more than ``max_bad`` of the utterances could not be loaded.
+        """
+        self._requests.place = (epoch, start_step * world if start_batch is None else start_batch, rank, world)
+        for batch in self._loader:
+            for name in batch.bad:
+                if name not in self.bad:
+                    logger.warning("skipped %s", name)
+                    self.bad[name] = None
+            if batch.bad:
+                check_problems(list(self.bad), len(self.sampler), self.corpus.conf.max_bad, "loading")
+            yield batch
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch()
+
+
+class _Requests(torch.utils.data.Sampler):
+    """What the workers are asked for: (epoch, indices), from the place where the epoch is entered."""
+
+    def __init__(self, sampler: TokenBudgetSampler):
+        self.sampler, self.place = sampler, (0, 0, 0, 1)
+
+    def __len__(self) -> int:
+        _, start, _, world = self.place
+        return self.sampler.steps(world, start)
+
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        epoch, start, rank, world = self.place
+        return ((epoch, indices) for indices in self.sampler.rank_batches(epoch, rank, world, start))
+
+
+def build_loader(
+    conf: DatasetConf,
+    packs: Sequence[Pack | str | os.PathLike],
+    features: Features,
+    tokenizer: Tokenizer,
+    prompt: Prompt | None = None,
+    audio_lengths: Lengths | None = None,
+    *,
+    seed: int = 0,
+    training: bool = True,
+    pin_memory: bool = False,
+) -> Loader:
+    """Everything between packs and the training loop, in one call.
+
+    Args:
+        conf: the section ``dataset_conf``.
+        packs: packs or their folders.
+        features: the model's frontend.
+        tokenizer: the model's.
+        prompt: the model's; None makes batches for CTC.
+        audio_lengths: samples (n,) -> audio embeddings (n,); ``model.audio_lengths``. None for CTC.
+        seed: of order, tasks and augmentation.
+        training: False: no augmentation, no shuffling, every utterance once (validation).
+        pin_memory: for accelerators.
+
+    Raises:
+        DataError: a folder that is not a pack, or was packed with another tokenizer.
+        ConfigError: settings that leave nothing to train on.
+    """
+    corpus = Corpus(conf, packs, features, tokenizer, prompt, seed, training)
+    return Loader(corpus, build_sampler(corpus, audio_lengths, seed), pin_memory)
+
+
+def build_sampler(corpus: Corpus, audio_lengths: Lengths | None, seed: int = 0) -> TokenBudgetSampler:
+    """The order of a corpus; logs what is left out and why."""
+    conf, costs = corpus.conf, corpus.costs(audio_lengths)
+    _log_skipped(corpus, costs)
+    weights = conf.weights if corpus.training and conf.weights else [1.0] * len(corpus.packs)
+    return TokenBudgetSampler(
+        costs,
+        conf.budget,
+        conf.window,
+        conf.max_utts,
+        seed,
+        groups=[(len(pack), weight) for pack, weight in zip(corpus.packs, weights)],
+        length_multiple=conf.length_multiple,
+        shuffle=corpus.training,
+    )
+
+
+def _log_skipped(corpus: Corpus, costs: np.ndarray) -> None:
+    skipped = np.flatnonzero(costs <= 0)
+    hours = corpus.samples()[costs > 0].sum() / SAMPLE_RATE / 3600
+    line = f"{'data':12} {'train' if corpus.training else 'dev'} {len(costs) - len(skipped)} utts, {hours:.2f} h"
+    if len(skipped):
+        names = ", ".join(corpus.utt_id(int(i)) for i in skipped[:NAMED])
+        conf = corpus.conf
+        line += (
+            f" | skipped {len(skipped)} (outside {conf.min_duration_s:g}-{conf.max_duration_s:g} s, too short to be heard, "
+            f"or without text for any task): {names}{', ...' if len(skipped) > NAMED else ''}"
+        )
+    logger.info(line)

@@ -1,0 +1,198 @@
+"""Batches: the layout of a row, the draw of tasks, the loader's order and its errors."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from funasr_mooer.config import section
+from funasr_mooer.data.batch import Example, TaskDraw, collate, uniform
+from funasr_mooer.data.features import Features
+from funasr_mooer.data.loader import Corpus, DatasetConf, build_loader, build_sampler
+from funasr_mooer.data.shards import Pack
+from funasr_mooer.errors import ConfigError, DataError
+
+FEATURES = Features()
+
+
+def audio_lengths(samples):
+    return FEATURES.num_frames(np.asarray(samples)) // 2
+
+
+def conf(**values):
+    return section(
+        DatasetConf, {"budget": 200, "num_workers": 0, "tasks": {"asr": 1, "ast": 1}, **values}, "dataset_conf"
+    )
+
+
+@pytest.fixture
+def load(fakes, pack_dir):
+    def build(packs=(pack_dir,), prompt=True, seed=0, training=True, **values):
+        prompt = fakes.Prompt() if prompt else None
+        return build_loader(
+            conf(**values), packs, FEATURES, fakes.Tokenizer(), prompt, audio_lengths, seed=seed, training=training
+        )
+
+    return build
+
+
+def same(a, b):
+    assert a.utt_ids == b.utt_ids
+    assert a.tasks == b.tasks
+    for name in a.inputs:
+        assert torch.equal(a.inputs[name], b.inputs[name]), name
+
+
+def test_a_row_is_audio_prompt_answer_and_only_the_answer_is_labelled(fakes):
+    x = fakes.tone(1)
+    examples = [
+        Example("a", 0, x, {"text": np.array([10, 11, 12], np.uint32)}, "asr"),
+        Example("b", 1, x[:8000], {"text": np.array([20]), "text.en": np.array([30, 31])}, "ast"),
+    ]
+    batch = collate(examples, FEATURES, fakes.Prompt(), pad_id=0)
+    prompt = [-1, 300, 301, 302, 303, 304, 305]
+    no = [-100] * len(prompt)
+    assert batch.inputs["input_ids"].tolist() == [[*prompt, 10, 11, 12, 1], [*prompt, 30, 31, 1, 0]]
+    assert batch.inputs["labels"].tolist() == [[*no, 10, 11, 12, 1], [*no, 30, 31, 1, -100]]
+    assert batch.inputs["attention_mask"].tolist() == [[True] * 11, [True] * 10 + [False]]
+    assert batch.inputs["transcript_ids"].tolist() == [[10, 11, 12], [20, 0, 0]]
+    assert batch.inputs["transcript_lengths"].tolist() == [3, 1]
+    assert batch.inputs["feat_lengths"].tolist() == [17, 8]
+    assert torch.equal(batch.inputs["feats"][0], FEATURES(x))
+    assert (batch.weight, batch.audio_s, batch.frames, batch.padded_frames) == (7, 1.5, 25, 34)
+
+
+def test_lengths_are_rounded_up_and_change_nothing_else(fakes):
+    examples = [Example("a", 0, fakes.tone(1), {"text": np.array([10])}, "asr")]
+    a, b = (collate(examples, FEATURES, fakes.Prompt(), 0, multiple=m) for m in (1, 16))
+    assert b.inputs["feats"].shape[1] % 16 == b.inputs["input_ids"].shape[1] % 16 == 0
+    assert torch.equal(b.inputs["feats"][:, : a.frames], a.inputs["feats"])
+    assert a.weight == b.weight
+
+
+def test_ctc_batches_hold_features_and_transcripts_only(load):
+    batch = next(iter(load(prompt=False)))
+    assert set(batch.inputs) == {"feats", "feat_lengths", "transcript_ids", "transcript_lengths"}
+    assert batch.weight == batch.inputs["transcript_lengths"].sum()
+
+
+def test_tasks_are_drawn_by_weight_among_those_an_utterance_can_have(fakes):
+    draw = TaskDraw(fakes.Prompt(), {"asr": 3.0, "ast": 1.0}, seed=1)
+    drawn = [draw(["text", "text.en"], 0, i) for i in range(4000)]
+    assert drawn.count("asr") / 4000 == pytest.approx(0.75, abs=0.03)
+    assert {draw(["text"], 0, i) for i in range(50)} == {"asr"}
+    assert drawn == [draw(["text", "text.en"], 0, i) for i in range(4000)]
+    assert drawn != [draw(["text", "text.en"], 1, i) for i in range(4000)]
+    with pytest.raises(ConfigError, match=r"dataset_conf.tasks.asrr: not a task.*did you mean 'asr'"):
+        TaskDraw(fakes.Prompt(), {"asrr": 1.0})
+
+
+def test_the_cheap_random_numbers_are_uniform():
+    x = np.array([uniform(s, e, i) for s in range(3) for e in range(3) for i in range(1000)])
+    assert 0 <= x.min() < x.max() < 1
+    counts = np.histogram(x, 10, (0, 1))[0]
+    assert counts.min() > 800
+    assert counts.max() < 1000
+    assert abs(np.corrcoef(x[:-1], x[1:])[0, 1]) < 0.03
+
+
+def test_an_epoch_visits_every_utterance_once_inside_the_budget(load):
+    loader = load(tasks={"asr": 1, "ast": 1, "asr_ast": 1})
+    seen = []
+    for batch in loader.epoch(1):
+        seen += batch.utt_ids
+        positions = (
+            batch.inputs["attention_mask"].sum(1) - 1 + torch.from_numpy(batch.inputs["feat_lengths"].numpy() // 2)
+        )
+        assert len(batch.utt_ids) * int(positions.max()) <= 200
+        assert batch.weight == (batch.inputs["labels"] != -100).sum()
+    assert sorted(seen) == [f"utt{i:03d}" for i in range(24)]
+    assert loader.steps(1) == len(list(loader.epoch(1)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_continues_in_the_middle_of_an_epoch_exactly(load, workers):
+    augment = {"speed": [0.9, 1.1], "gain_db": 3, "freq_masks": 1, "time_masks": 1}
+    whole = list(load(augment=augment).epoch(2))
+    loader = load(augment=augment, num_workers=workers)
+    next(iter(loader.epoch(0)))  # abandoned
+    rest = list(loader.epoch(2, start_step=3))
+    assert len(rest) == len(whole) - 3
+    for a, b in zip(whole[3:], rest, strict=True):
+        same(a, b)
+
+
+def test_ranks_share_the_epoch_and_the_world_may_change(load):
+    loader = load()
+    first = [b for rank in range(2) for b in list(loader.epoch(0, 0, rank, 2))[:2]]
+    rest = [b for rank in range(3) for b in loader.epoch(0, rank=rank, world=3, start_batch=4)]
+    assert sorted(u for b in first + rest for u in b.utt_ids) == [f"utt{i:03d}" for i in range(24)]
+    assert len(list(loader.epoch(0, 1, 0, 2))) == loader.steps(0, 2) - 1
+
+
+def test_epochs_and_seeds_differ_and_validation_does_not(load):
+    ids = [[b.utt_ids for b in load(seed=seed).epoch(epoch)] for seed, epoch in [(0, 0), (0, 1), (1, 0)]]
+    assert ids[0] != ids[1]
+    assert ids[0] != ids[2]
+    dev = load(training=False, augment={"gain_db": 3})
+    assert [b.utt_ids for b in dev.epoch(0)] == [b.utt_ids for b in dev.epoch(1)]
+
+
+def test_packs_are_mixed_by_weight(load, pack_dir):
+    ids = [u for b in load([pack_dir, pack_dir], weights=[1, 0.5]) for u in b.utt_ids]
+    assert len(ids) == 36
+    with pytest.raises(ConfigError, match="1 weights for 2 packs"):
+        load([pack_dir, pack_dir], weights=[1.0])
+
+
+def test_what_cannot_be_trained_on_is_left_out_and_named(load, caplog):
+    caplog.set_level("INFO")
+    kept = [u for b in load(max_duration_s=2, tasks={"ast": 1}) for u in b.utt_ids]
+    assert 0 < len(kept) < 12
+    assert all(int(u[-3:]) % 2 == 0 for u in kept)
+    assert f"train {len(kept)} utts" in caplog.text
+    assert "utt001" in caplog.text
+    with pytest.raises(ConfigError, match="no utterances to sample"):
+        load(max_duration_s=0.2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_audio_is_named_replaced_and_stops_above_the_limit(load, pack_dir, tmp_path, workers):
+    copy = tmp_path / "pack"
+    shutil.copytree(pack_dir, copy)
+    pack = Pack(copy)
+    with open(copy / "shard_000000.tar", "r+b") as file:
+        file.seek(int(pack.records[4]["offset"]) * 512)
+        file.write(b"damaged audio")
+    loader = load([copy], max_bad=0.1, num_workers=workers)
+    seen = [u for b in loader for u in b.utt_ids]
+    assert len(seen) == 24
+    assert "utt004" not in seen
+    assert list(loader.bad)[0].startswith("utterance 4: ")
+    with pytest.raises(DataError, match=r"loading: 1 problems in 24(.|\n)*utterance 4"):
+        list(load([copy], max_bad=0.01, num_workers=workers))
+
+
+def test_costs_are_the_positions_of_the_longest_possible_row(fakes, pack_dir):
+    corpus = Corpus(conf(tasks={"asr": 1, "asr_ast": 1}), [pack_dir], FEATURES, fakes.Tokenizer(), fakes.Prompt())
+    costs, pack = corpus.costs(audio_lengths), corpus.packs[0]
+    for i in range(24):
+        tokens = {k: v.tolist() for k, v in pack.tokens(i).items()}
+        rows = [
+            len(corpus.prompt.ids(task)) - 1 + len(corpus.prompt.answer_ids(task, tokens))
+            for task in corpus.draw.possible(tokens)
+        ]
+        assert costs[i] == max(rows) + audio_lengths(len(pack.samples(i)))
+    assert build_sampler(corpus, audio_lengths).num_batches > 1
+
+
+def test_doors(fakes, pack_dir, load):
+    with pytest.raises(ConfigError, match=r"budget_unit=tokens; use auto"):
+        conf(budget_unit="tokens")
+    with pytest.raises(ConfigError, match="unknown key; did you mean 'freq_masks'"):
+        conf(augment={"freq_mask": 2})
+    with pytest.raises(ConfigError, match="no packs"):
+        load([])
+    with pytest.raises(ConfigError, match="needs a model with an LLM"):
+        load(prompt=False, budget_unit="positions")
