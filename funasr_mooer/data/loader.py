@@ -134,6 +134,11 @@ class Corpus(torch.utils.data.Dataset):
         pack, i = self._locate(index)
         return pack.utt_id(i)
 
+    def tokens(self, index: int) -> dict[str, np.ndarray]:
+        """Field -> token ids of an utterance."""
+        pack, i = self._locate(index)
+        return pack.tokens(i)
+
     def samples(self) -> np.ndarray:
         """(n,) samples of every utterance at 16 kHz, int64."""
         return np.concatenate([pack.records["samples"] for pack in self.packs]).astype(np.int64)
