@@ -36,8 +36,8 @@ class MoEConformerEncoder(nn.Module):
         positional_dropout_rate: on the input and its sinusoids.
         attention_dropout_rate: on attention weights.
         ffn_dropout_rate: inside the feed-forward layers; WeNet's is ``dropout_rate``, the default here.
-        input_layer: ``conv2d`` (a quarter of the frames) or ``linear`` (all of them).
-        input_frame_ms: stride of the features; 10 ms for conv2d and 60 ms (LFR 7/6) for linear if not given.
+        input_layer: ``conv2d`` (a quarter of the frames), ``linear`` (all of them) or ``linear2`` (ours: half).
+        input_frame_ms: stride of the features; if not given 10 ms for conv2d, 60 ms (LFR 7/6) for the others.
         pos_enc_layer_type: only ``rel_pos``.
         selfattention_layer_type: only ``rel_selfattn``.
         activation_type: ``swish``, ``relu`` or ``gelu``.
@@ -113,7 +113,7 @@ class MoEConformerEncoder(nn.Module):
         self.global_cmvn = GlobalCMVN(input_size) if global_cmvn else None
         positions = Positions(output_size, positional_dropout_rate)
         self.embed = INPUT_LAYERS[input_layer](input_size, output_size, dropout_rate, positions)
-        self.frame_ms = (input_frame_ms or (60.0 if input_layer == "linear" else 10.0)) * self.embed.factor
+        self.frame_ms = (input_frame_ms or (10.0 if input_layer == "conv2d" else 60.0)) * self.embed.factor
 
         inner_dropout = dropout_rate if ffn_dropout_rate is None else ffn_dropout_rate
 

@@ -1,6 +1,9 @@
-"""From features to the frames of a conformer: keep their rate, or take one in four."""
+"""From features to the frames of a conformer: keep their rate, or take one in two or four."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -11,29 +14,34 @@ from funasr_mooer.modules.positions import Positions
 
 
 class LinearInput(nn.Module):
-    """Project each input frame; for features that are stacked already (LFR).
+    """Project each input frame, or ``factor`` of them at once; for features that are stacked already (LFR).
 
     Args:
         input_size: feature size F.
         size: model size D.
         dropout: on the projected frames.
         positions: adds nothing, hands out the sinusoids.
+        factor: input frames per output frame. The last T % factor frames are dropped, so that a frame never
+            holds half an utterance and half padding.
     """
 
-    factor = 1  # input frames per output frame
-    right_context = 0  # input frames that an output frame sees beyond its first one
-
-    def __init__(self, input_size: int, size: int, dropout: float, positions: Positions):
+    def __init__(self, input_size: int, size: int, dropout: float, positions: Positions, factor: int = 1):
         super().__init__()
-        self.out = nn.Sequential(nn.Linear(input_size, size), nn.LayerNorm(size), nn.Dropout(dropout))
+        self.factor = factor
+        self.right_context = factor - 1  # input frames that an output frame sees beyond its first one
+        self.out = nn.Sequential(nn.Linear(input_size * factor, size), nn.LayerNorm(size), nn.Dropout(dropout))
         self.pos_enc = positions
 
     def output_lengths(self, lengths: Tensor) -> Tensor:
         """Frames after this layer, (B,), for input lengths (B,)."""
-        return lengths
+        return lengths // self.factor
 
     def forward(self, x: Tensor, offset: int = 0) -> tuple[Tensor, Tensor]:
-        """(B, T, F) -> (B, T, D) and the sinusoids (1, T, D) from frame ``offset`` on."""
+        """(B, T, F) -> (B, T', D) and the sinusoids (1, T', D) from frame ``offset`` on."""
+        B, T, F_ = x.shape
+        if self.factor > 1:
+            x = F.pad(x, (0, 0, 0, max(0, self.factor - T)))  # too short for one frame: one frame, of length 0
+            x = x[:, : x.shape[1] // self.factor * self.factor].reshape(B, -1, F_ * self.factor)
         return self.pos_enc(self.out(x), offset)
 
 
@@ -67,7 +75,8 @@ class Conv2dSubsampling4(nn.Module):
         return self.pos_enc(self.out(x.transpose(1, 2).flatten(2)), offset)
 
 
-INPUT_LAYERS: dict[str, type[LinearInput] | type[Conv2dSubsampling4]] = {
+INPUT_LAYERS: dict[str, Callable[..., LinearInput | Conv2dSubsampling4]] = {
     "linear": LinearInput,
+    "linear2": functools.partial(LinearInput, factor=2),
     "conv2d": Conv2dSubsampling4,
 }

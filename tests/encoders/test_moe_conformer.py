@@ -28,6 +28,7 @@ def encoder(**changes) -> MoEConformerEncoder:
 
 LAYOUTS = [
     {"input_layer": "linear"},
+    {"input_layer": "linear2"},
     {"input_layer": "conv2d"},
     {"causal": True, "use_dynamic_chunk": True},
     {"mlp_type": "position_wise_feed_forward", "cnn_module_norm": "batch_norm", "input_layer": "linear"},
@@ -49,7 +50,7 @@ def test_batch_equals_one_by_one_and_padding_never_leaks(layout):
 
 
 @pytest.mark.parametrize(("chunk", "left"), [(1, -1), (4, -1), (4, 2), (3, 0)])
-@pytest.mark.parametrize("input_layer", ["conv2d", "linear"])
+@pytest.mark.parametrize("input_layer", ["conv2d", "linear", "linear2"])
 def test_chunk_by_chunk_equals_the_masked_pass(chunk, left, input_layer):
     model = encoder(causal=True, use_dynamic_chunk=True, input_layer=input_layer)
     feats = torch.randn(1, 71, 20)
@@ -91,8 +92,9 @@ def test_an_utterance_longer_than_the_position_table_is_encoded():
     assert torch.isfinite(out).all()
 
 
-def test_audio_too_short_for_one_frame_has_length_zero():
-    out, lengths = encoder()(torch.randn(2, 4, 20), torch.tensor([4, 2]))
+@pytest.mark.parametrize(("input_layer", "frames"), [("conv2d", 4), ("linear2", 1)])
+def test_audio_too_short_for_one_frame_has_length_zero(input_layer, frames):
+    out, lengths = encoder(input_layer=input_layer)(torch.randn(2, frames, 20), torch.tensor([frames, 1]))
     assert lengths.tolist() == [0, 0]
     assert torch.isfinite(out).all()
 
@@ -100,6 +102,7 @@ def test_audio_too_short_for_one_frame_has_length_zero():
 def test_frames_know_their_duration():
     assert encoder(input_layer="conv2d").frame_ms == 40
     assert encoder(input_layer="linear").frame_ms == 60
+    assert encoder(input_layer="linear2").frame_ms == 120
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_frames_know_their_duration():
         ({"attention_heads": 3}, "attention_heads=3 does not divide output_size=16"),
         ({"cnn_module_kernel": 4}, "the kernel is an odd number"),
         ({"cnn_module_norm": "group_norm"}, "use layer_norm or batch_norm"),
-        ({"input_layer": "conv2d6"}, "input_layer='conv2d6' is not supported; use linear or conv2d"),
+        ({"input_layer": "conv2d6"}, "input_layer='conv2d6' is not supported; use linear or linear2 or conv2d"),
         ({"mlp_type": "gated"}, "mlp_type='gated' is not supported"),
         ({"activation_type": "swich"}, "did you mean 'swish'"),
         ({"static_chunk_size": -1}, "static_chunk_size=-1"),
