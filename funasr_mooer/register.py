@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from funasr.register import tables
 
+from funasr_mooer.data.funasr_dataset import MooerBatchSampler, MooerDataloader, MooerDataset
 from funasr_mooer.encoders.moe_conformer import MoEConformerEncoder
 from funasr_mooer.encoders.paraformer import ParaformerEncoder
 from funasr_mooer.errors import ConfigError
@@ -21,6 +22,9 @@ CLASSES = {
     ("adaptor_classes", "MooerLinearAdapter"): LinearAdapter,
     ("decoder_classes", "LoRAQwenDecoder"): LoRAQwenDecoder,
     ("tokenizer_classes", "MooerTokenizer"): MooerTokenizer,
+    ("dataset_classes", "MooerDataset"): MooerDataset,
+    ("batch_sampler_classes", "MooerBatchSampler"): MooerBatchSampler,
+    ("dataloader_classes", "MooerDataloader"): MooerDataloader,
 }
 
 

@@ -1,0 +1,104 @@
+"""Models by name and directory: what is found, what is not, and what the message says then."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from funasr_mooer.auto import AutoModel, locate
+from funasr_mooer.errors import CheckpointError, ConfigError, DeviceError
+from funasr_mooer.model_dir import write_model_dir
+from funasr_mooer.mooer.border import build_model
+
+
+@pytest.fixture
+def model_dir(tiny_config, tmp_path):
+    torch.manual_seed(0)
+    write_model_dir(build_model(tiny_config), tmp_path / "model", ["encoder", "adapter", "lora"])
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def wave():
+    return np.random.default_rng(0).normal(0, 0.1, 16000).astype(np.float32)
+
+
+def test_stock_funasr_loads_a_model_directory_without_importing_us(model_dir):
+    code = (
+        "import numpy as np, json, funasr\n"
+        f"model = funasr.AutoModel(model={str(model_dir)!r}, device='cpu', disable_update=True, disable_pbar=True)\n"
+        "wave = np.random.default_rng(0).normal(0, 0.1, 16000).astype('float32')\n"
+        "print('RESULT', json.dumps(model.generate(input=[wave], task='asr')))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert "text" in json.loads(line.removeprefix("RESULT "))[0]
+
+
+def test_automodel_decodes_and_refuses_settings_that_nobody_knows(model_dir, wave):
+    model = AutoModel(model=model_dir)
+    (result,) = model.generate(input=[wave], task="asr", num_beams=2)
+    assert isinstance(result["text"], str)
+    with pytest.raises(ConfigError, match=r"generate\(num_beam=...\): unknown setting; did you mean 'num_beams'"):
+        model.generate(input=[wave], num_beam=2)
+    with pytest.raises(ConfigError, match="task 'asx' is not one"):
+        model.generate(input=[wave], task="asx")
+
+
+def test_a_device_that_is_not_there_is_an_error(model_dir):
+    with pytest.raises(DeviceError, match="torch_musa is not installed|torch sees no musa"):
+        AutoModel(model=model_dir, device="musa")
+    with pytest.raises(DeviceError, match="use one of auto, cpu, cuda, musa"):
+        AutoModel(model=model_dir, device="gpu")
+
+
+def test_a_release_that_is_not_on_disk_says_which_files_go_where(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUNASR_MOOER_CACHE", str(tmp_path))
+    monkeypatch.setattr("funasr_mooer.mooer.release.download", no_network)
+    with pytest.raises(CheckpointError) as error:
+        locate("MooER-MTL-5K")
+    for word in (
+        str(tmp_path / "MooER-MTL-5K"),
+        "asr_ast_mtl/adapter_project.pt",
+        "Qwen2-7B-Instruct/",
+        "modelscope.cn",
+    ):
+        assert word in str(error.value)
+    with pytest.raises(CheckpointError, match="not on Hugging Face; use hub='ms'"):
+        locate("MooER-omni-v1", "hf")
+
+
+def no_network(repo, hub, folder=None):
+    raise CheckpointError(f"{repo} cannot be downloaded from {hub} (no network)")
+
+
+def test_names_of_nothing_list_what_is_known():
+    with pytest.raises(CheckpointError, match="MooER-MTL-80K"):
+        locate("MooER-5K")
+    with pytest.raises(CheckpointError, match="no such model directory"):
+        locate("/no/such/folder")
+
+
+def test_a_release_folder_is_converted_once(golden, tmp_path, monkeypatch):
+    monkeypatch.setenv("FUNASR_MOOER_CACHE", str(tmp_path))
+    first = locate(str(golden / "mooer/release"))
+    stamp = (first / "config.yaml").stat().st_mtime_ns
+    assert locate(str(golden / "mooer/release")) == first
+    assert (first / "config.yaml").stat().st_mtime_ns == stamp
+
+
+def test_convert_lists_what_is_missing(tmp_path, capsys):
+    from funasr_mooer.bin.convert import main
+
+    (tmp_path / "Qwen").mkdir()
+    (tmp_path / "Qwen/config.json").write_text('{"model_type": "qwen2"}')
+    assert main(["mooer", "--release", str(tmp_path), "--weights", "asr", "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert "missing:" in message
+    assert "asr/adapter_project.pt" in message
+    assert "am.mvn" in message
+    assert not (tmp_path / "out").exists()
