@@ -52,7 +52,7 @@ class MooerDataset(torch.utils.data.Dataset):
         if tokenizer is None:
             raise ConfigError("MooerDataset needs a tokenizer; for statistics use python -m funasr_mooer.bin.cmvn")
         packs = path.split(",") if isinstance(path, str) else list(path)
-        conf = section(DatasetConf, dataset_conf, "dataset_conf")
+        conf = section(DatasetConf, _plain(dataset_conf), "dataset_conf")
         features = frontend if isinstance(frontend, Features) else Features(*_settings(frontend))
         self.corpus = Corpus(conf, packs, features, tokenizer, prompt, seed, is_training)
         self.sampler: TokenBudgetSampler = build_sampler(self.corpus, audio_lengths, seed)
@@ -136,8 +136,8 @@ class MooerDataloader:
     data_split_num = 1
 
     def __init__(self, frontend: Any = None, tokenizer: Any = None, **config: Any):
-        self.config = config
-        conf = dict(config.get("dataset_conf") or {})
+        config = _plain(config)
+        conf = config.get("dataset_conf") or {}
         features = Features(*_settings(frontend))
         prompt = audio_lengths = None
         if config.get("llm") or config.get("llm_conf"):
@@ -167,6 +167,13 @@ class MooerDataloader:
             batches.set_epoch(epoch)
             loaders.append(torch.utils.data.DataLoader(dataset, collate_fn=dataset.collator, **batches))
         return loaders[0], loaders[1]
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config with FunASR's OmegaConf sections as dicts and lists."""
+    from omegaconf import OmegaConf
+
+    return {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in config.items()}
 
 
 def _settings(frontend: Any) -> tuple[FrontendConf, torch.Tensor | None]:

@@ -4,6 +4,7 @@ import types
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from funasr_mooer.data.features import Features
 from funasr_mooer.data.funasr_dataset import MooerBatchSampler, MooerDataloader, MooerDataset
@@ -42,6 +43,12 @@ def test_an_epoch_as_funasrs_trainer_runs_it(dataloader):
     assert any(
         a["feats"].shape != b["feats"].shape or not torch.equal(a["feats"], b["feats"]) for a, b in zip(batches, other)
     )
+
+
+def test_sections_may_be_omegaconf_as_hydra_makes_them(dataloader, pack_dir):
+    conf = OmegaConf.create({**DATASET, "weights": [1.0], "augment": {"speed": [0.9, 1.1]}, "tasks": {"asr": 1}})
+    train, _ = dataloader(dataset_conf=conf, train_data_set_list=OmegaConf.create([str(pack_dir)])).build_iter(0)
+    assert len(list(train)) == len(train)
 
 
 def test_workers_give_the_same_batches(dataloader):
