@@ -12,6 +12,7 @@ from funasr_mooer.modules.adapter import LinearAdapter
 from funasr_mooer.mooer.ctc_model import CTCModel
 from funasr_mooer.mooer.llm import LoRAQwenDecoder
 from funasr_mooer.mooer.model import MooerModel
+from funasr_mooer.mooer.prompt import Prompt
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
 
 CLASSES = {
@@ -34,6 +35,7 @@ def register_all() -> None:
     Raises:
         ConfigError: another package has taken one of the names. FunASR itself would replace it without a word.
     """
+    MooerDataloader.build_prompt = Prompt
     for (table, name), cls in CLASSES.items():
         taken = getattr(tables, table, {}).get(name)
         if taken is not None and taken is not cls:
