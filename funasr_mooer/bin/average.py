@@ -1,0 +1,57 @@
+"""Average the trained weights of several checkpoints of an experiment into a model directory."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from funasr_mooer.bin.cli import run
+from funasr_mooer.errors import CheckpointError
+
+EXAMPLES = """examples:
+  funasr-mooer average --exp exp/mooer --num 5 --out exp/mooer/average            # the 5 best
+  funasr-mooer average --exp exp/mooer --num 3 --by last --out exp/mooer/average
+"""
+
+
+@run
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    from funasr_mooer.config import load_config
+    from funasr_mooer.train.average import average
+    from funasr_mooer.train.checkpoint import Checkpoints
+    from funasr_mooer.train.stages import read_stages
+
+    exp = Path(args.exp)
+    metric = args.metric or read_stages(load_config(exp / "config.yaml"))[0].ranking
+    checkpoints = Checkpoints(exp, metric=metric)
+    found = checkpoints.ranked() if args.by == "best" else checkpoints.all()[::-1]
+    if not found:
+        hint = f"none was validated with '{metric}'" if args.by == "best" and checkpoints.all() else "there is none"
+        raise CheckpointError(f"{exp}/checkpoints: no checkpoint to average, {hint}; use --by last, or train first")
+    chosen = found[: args.num]
+    average(chosen, Path(args.out))
+    print(f"{args.out}: mean of {', '.join(path.name for path in chosen)}")
+    return 0
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="funasr-mooer average",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--exp", required=True, metavar="DIR", help="experiment directory")
+    parser.add_argument("--num", type=int, default=5, metavar="N", help="how many checkpoints")
+    parser.add_argument("--by", choices=("best", "last"), default="best", help="which ones")
+    parser.add_argument("--metric", help="validation metric that ranks them; as in training if not given")
+    parser.add_argument("--out", required=True, metavar="DIR", help="model directory to write")
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

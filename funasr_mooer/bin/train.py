@@ -1,0 +1,176 @@
+"""Train a model from packs; the same command goes on where an earlier one was stopped or killed."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from funasr_mooer.bin.cli import EXIT_INTERRUPTED, run
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = """examples:
+  funasr-mooer train --config conf/mooer.yaml --exp exp/mooer --train data/pack/train --dev data/pack/dev
+  funasr-mooer train ... --nproc 8 --device cuda ++train_conf.accum_grad=4
+  torchrun --nnodes 2 --nproc-per-node 8 -m funasr_mooer.bin.train ...
+
+writes EXP/config.yaml, EXP/checkpoints/step-N, EXP/last, EXP/best, EXP/model (model directories), EXP/train.log,
+EXP/metrics.jsonl, EXP/tensorboard and EXP/curves.png
+"""
+
+
+@run
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args, overrides = parse(argv)
+    from funasr_mooer.train import launch
+
+    if args.nproc > 1 and not launch.is_launched():
+        return launch.launch([sys.executable, "-m", "funasr_mooer.bin.train", *argv], args.nproc)
+    launch.end_with_parent()
+    return 0 if train(args, overrides) else EXIT_INTERRUPTED
+
+
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The command line, and its ``++key=value`` overrides."""
+    parser = argparse.ArgumentParser(
+        prog="funasr-mooer train",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, metavar="YAML", help="the whole system, in FunASR's sections")
+    parser.add_argument("--exp", required=True, metavar="DIR", help="experiment directory")
+    parser.add_argument("--train", required=True, nargs="+", metavar="PACK", help="packs to train on")
+    parser.add_argument("--dev", nargs="+", default=[], metavar="PACK", help="packs to validate on")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or musa")
+    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, one per device")
+    # "++key=value" must be taken out first: it would count as another PACK.
+    args = parser.parse_args([text for text in argv if not text.startswith("++")])
+    return args, [text for text in argv if text.startswith("++")]
+
+
+def train(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
+    """Build everything that the config names and train; False if training was stopped by a signal."""
+    from funasr_mooer.config import load_config, section
+    from funasr_mooer.data.loader import DatasetConf, build_loader
+    from funasr_mooer.train.stages import read_stages
+
+    config = load_config(args.config, overrides)
+    conf, stages = read_stages(config)  # before anything that takes time
+    dataset = section(DatasetConf, config.get("dataset_conf"), "dataset_conf")
+    exp = Path(args.exp)
+
+    from funasr_mooer import device as devices
+    from funasr_mooer.auto import build_model
+    from funasr_mooer.model_dir import write_model_dir
+    from funasr_mooer.train.engine import build_engine
+    from funasr_mooer.train.loop import Trainer
+
+    engine = build_engine(args.device, conf)
+    if engine.is_main:
+        keep_config(config, exp)
+        log_to(exp / "train.log")
+        log.info("%-12s %s on %d x %s, %s", "run", exp, engine.world, engine.device, str(engine.dtype)[6:])
+    devices.seed_all(conf.seed)
+    model = build_model(config)
+    prompt = getattr(model, "prompt", None)
+    common = (model.features, model.tokenizer, prompt, model.audio_lengths)
+    pin = engine.device.type != "cpu"
+    loader = build_loader(dataset, args.train, *common, seed=conf.seed, pin_memory=pin)
+    dev = build_loader(dataset, args.dev, *common, training=False, pin_memory=pin) if args.dev else None
+    decode = None
+    if conf.decode_utts and dev is not None:
+        decode = DevSample(dev.corpus.packs, conf.decode_utts, conf.decode_task, conf.decode_metric)
+        decode.check(model)
+    trainer = Trainer(model, loader, engine, conf, stages, exp, write_model_dir, dev, decode)
+    finished = trainer.run()
+    engine.close()
+    return finished
+
+
+class DevSample:
+    """Decodes a fixed sample of the dev set, spread over all of it, and counts its errors.
+
+    Args:
+        packs: the dev set.
+        size: utterances in the sample.
+        task: what the model is asked.
+        metric: ``cer``, ``wer`` or ``mer``.
+        batch: utterances decoded together.
+    """
+
+    def __init__(self, packs: Sequence[Any], size: int, task: str, metric: str, batch: int = 16):
+        places = [(pack, i) for pack in packs for i in range(len(pack))]
+        size = min(size, len(places))
+        self.places = [places[number * len(places) // size] for number in range(size)]
+        self.task, self.metric, self.batch = task, metric, batch
+
+    def check(self, model: Any) -> None:
+        """Find out before training starts whether the model has the task.
+
+        Raises:
+            ConfigError: it has not; its tasks are listed.
+        """
+        if hasattr(model, "prompt"):
+            model.prompt.ids(self.task)
+
+    def __call__(self, model: Any, rank: int, world: int) -> Mapping[str, tuple[float, float]]:
+        """Errors and reference tokens of this process's share."""
+        from funasr_mooer.score.error_rate import error_rate
+
+        field = model.prompt.tasks[self.task].answer[0] if hasattr(model, "prompt") else "text"
+        refs, hyps = {}, {}
+        mine = sorted(self.places[rank::world], key=lambda place: int(place[0].records["samples"][place[1]]))
+        for start in range(0, len(mine), self.batch):
+            chosen = [(pack, i, pack.text(i)) for pack, i in mine[start : start + self.batch]]
+            chosen = [(pack, i, text[field]) for pack, i, text in chosen if field in text]
+            answers = self._decode(model, [pack.samples(i) for pack, i, _ in chosen]) if chosen else []
+            for (pack, i, text), answer in zip(chosen, answers, strict=True):
+                name = f"{pack.path}/{i}"
+                refs[name], hyps[name] = text, answer["text"]
+        if not refs:
+            return {self.metric: (0.0, 0.0)}
+        total = error_rate(refs, hyps, self.metric, resamples=1).total
+        return {self.metric: (float(total.errors), float(total.N))}
+
+    def _decode(self, model: Any, waveforms: Sequence[Any]) -> list[dict[str, Any]]:
+        """Greedy, whatever ``decode_conf`` says: fast, and good enough to rank checkpoints."""
+        from funasr_mooer.mooer.generate import decode_conf
+
+        device = next(model.parameters()).device
+        feats, lengths = (tensor.to(device) for tensor in model.features.batch(waveforms))
+        if not hasattr(model, "prompt"):
+            return model.decode(feats, lengths)
+        return model.decode(feats, lengths, self.task, decode_conf(model.config.get("decode_conf"), {"num_beams": 1}))
+
+
+def keep_config(config: Mapping[str, Any], exp: Path) -> None:
+    """Write EXP/config.yaml; name the sections that an earlier run of this experiment had otherwise."""
+    from funasr_mooer.config import load_config, save_config
+
+    path = exp / "config.yaml"
+    exp.mkdir(parents=True, exist_ok=True)
+    earlier = load_config(path) if path.is_file() else dict(config)
+    changed = sorted(key for key in {*config, *earlier} if config.get(key) != earlier.get(key))
+    if changed:
+        log.warning("%-12s differs from the earlier run of %s in %s", "config", exp, ", ".join(changed))
+    temporary = exp / ".config.yaml"
+    save_config(config, temporary)
+    os.replace(temporary, path)
+
+
+def log_to(path: Path) -> None:
+    """Log to a file too."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger().addHandler(handler)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

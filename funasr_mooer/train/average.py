@@ -1,0 +1,78 @@
+"""The mean of several checkpoints, tensor by tensor: memory for one model, however many checkpoints."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from funasr_mooer.errors import CheckpointError
+from funasr_mooer.train.checkpoint import HIDDEN, STATE_FILE
+from funasr_mooer.train.engine import OPTIMIZER_FILE
+from funasr_mooer.train.zero import TAG
+
+
+def average(checkpoints: Sequence[Path], out: Path) -> Path:
+    """Write the model directory whose trained tensors are the means of those of ``checkpoints``.
+
+    Configuration and other files are those of the first; nothing to resume from is taken along.
+
+    Args:
+        checkpoints: model directories of one experiment.
+        out: replaced if it exists, when everything is written.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        CheckpointError: no checkpoints, or they do not hold the same tensors.
+    """
+    if not checkpoints:
+        raise CheckpointError(f"{out}: no checkpoints to average")
+    temporary = out.with_name(f"{HIDDEN}{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    skipped = shutil.ignore_patterns("*.safetensors", OPTIMIZER_FILE, STATE_FILE, TAG)
+    shutil.copytree(checkpoints[0], temporary, ignore=skipped)
+    files = sorted(path.relative_to(checkpoints[0]) for path in checkpoints[0].rglob("*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{checkpoints[0]}: holds no *.safetensors")
+    for file in files:
+        tensors, metadata = average_file([checkpoint / file for checkpoint in checkpoints])
+        save_file(tensors, temporary / file, metadata)
+    if out.exists():
+        shutil.rmtree(out)
+    os.rename(temporary, out)
+    return out
+
+
+def average_file(files: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """Means over files of the same tensors, and the first file's metadata; one tensor of each is read at a time.
+
+    Numbers that are not floating point (counters) are the first file's.
+    """
+    try:
+        opened = [safe_open(file, framework="pt") for file in files]
+        names = set(opened[0].keys())
+        for file, tensors in zip(files, opened, strict=True):
+            if set(tensors.keys()) != names:
+                other = sorted(names.symmetric_difference(tensors.keys()))
+                raise CheckpointError(f"{file}: not the tensors of {files[0]}: {', '.join(other[:4])}")
+        return {name: _mean(name, opened) for name in sorted(names)}, opened[0].metadata()
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{files[0].name}: cannot be read from every checkpoint ({error})") from error
+
+
+def _mean(name: str, opened: Sequence[safe_open]) -> Tensor:
+    tensor = opened[0].get_tensor(name)
+    if not tensor.is_floating_point():
+        return tensor
+    total = tensor.to(torch.float64)
+    for other in opened[1:]:
+        total += other.get_tensor(name)
+    return (total / len(opened)).to(tensor.dtype)

@@ -1,0 +1,168 @@
+"""Processes, devices and gradients: Hugging Face Accelerate on CPU, CUDA and MUSA, one process or many.
+
+The loop sees one interface. A loss is scaled before its backward pass so that the sum over batches and processes
+is the mean over all labelled tokens; since DDP and DeepSpeed average gradients over processes, the engine
+multiplies by their number.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from funasr_mooer import device as devices
+from funasr_mooer.errors import CheckpointError
+from funasr_mooer.train.stages import DTYPES, TrainConf
+
+OPTIMIZER_FILE = "optimizer.pt"
+
+
+class Engine:
+    """One process of a training run.
+
+    Attributes:
+        rank: number of this process, from 0.
+        world: number of processes.
+        device: where the model is.
+        dtype: of the forward pass; parameters keep their own.
+        module: the model itself.
+        optimizer: of the current stage.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda`` or ``musa``.
+        dtype: None for bfloat16 where the device is good at it.
+        find_unused_parameters: let DDP look for trained parameters without gradient in each batch.
+    """
+
+    def __init__(self, name: str = "auto", dtype: torch.dtype | None = None, find_unused_parameters: bool = False):
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        device = devices.resolve(name)
+        if device.index is not None:
+            os.environ["ACCELERATE_TORCH_DEVICE"] = str(device)
+        handler = DistributedDataParallelKwargs(find_unused_parameters=find_unused_parameters)
+        # Without cpu=True, processes on a CPU would each train alone, silently.
+        self.accelerator = Accelerator(cpu=device.type == "cpu", kwargs_handlers=[handler])
+        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.device = self.accelerator.device
+        self.dtype = dtype or (torch.bfloat16 if devices.supports_bf16(self.device) else torch.float32)
+        self.module: nn.Module | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and logs."""
+        return self.rank == 0
+
+    def place(self, module: nn.Module) -> nn.Module:
+        """Move the model to the device, before any optimiser sees its parameters."""
+        if self.device.type == "musa":
+            devices.keep_parameters_on_move()
+        self.module = module.to(self.device)
+        return self.module
+
+    def start(self, optimizer: torch.optim.Optimizer, clip: float) -> None:
+        """Begin a stage: wrap the model for the parameters that now require gradients."""
+        self.accelerator.free_memory()
+        self.model = self.accelerator.prepare_model(self.module)
+        self.optimizer, self.max_norm = optimizer, clip or float("inf")
+
+    def micro_step(self, inputs: Mapping[str, Any], scale: Tensor, last: bool) -> tuple[Tensor, dict[str, Tensor], Any]:
+        """Forward and backward of one batch; gradients meet between processes at the last of an update.
+
+        Args:
+            inputs: arguments of the model, tensors or not.
+            scale: what this batch's mean loss counts in the loss of the update, 0-dim.
+            last: whether it is the last batch of the update.
+
+        Returns:
+            the loss, the statistics and the weight, as the model returned them, detached.
+        """
+        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+            with devices.autocast(self.device, self.dtype):
+                loss, stats, weight = self.model(**self.move(inputs))
+            (loss * scale * self.world).backward()
+        return loss.detach(), stats, weight
+
+    def gradient_norm(self) -> Tensor:
+        """Norm of all gradients, 0-dim; those above the stage's ``clip`` are scaled down to it."""
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        return nn.utils.clip_grad_norm_(params, self.max_norm)
+
+    def step(self) -> None:
+        """Change the weights and forget the gradients."""
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def move(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Tensors of a batch on the device."""
+        return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over processes, on every process."""
+        if self.world > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """``value`` of every process (any picklable object), on every process."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for the other processes."""
+        if self.world > 1:
+            self.accelerator.wait_for_everyone()
+
+    @contextlib.contextmanager
+    def whole_parameters(self) -> Iterator[None]:
+        """Inside, every process holds every trained parameter whole (they always are, but under ZeRO-3)."""
+        yield
+
+    def save_state(self, directory: Path, extra: Mapping[str, Any]) -> None:
+        """Write what only resuming needs into ``directory``; called on every process."""
+        if self.is_main:
+            torch.save({"optimizer": self.optimizer.state_dict(), **extra}, directory / OPTIMIZER_FILE)
+
+    def load_state(self, directory: Path) -> dict[str, Any]:
+        """Put back the optimiser; returns the ``extra`` of :meth:`save_state`.
+
+        Raises:
+            CheckpointError: the file is damaged or belongs to other parameters.
+        """
+        file = directory / OPTIMIZER_FILE
+        try:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+            mine = [group["full_lr"] for group in self.optimizer.param_groups]
+            self.optimizer.load_state_dict(state.pop("optimizer"))
+        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            text = str(error).splitlines()[0]
+            raise CheckpointError(f"{file}: does not fit this run ({text}); were stages or parts changed?") from error
+        for group, rate in zip(self.optimizer.param_groups, mine, strict=True):
+            group["full_lr"] = rate  # a rate changed in the config counts from here on
+        return state
+
+    def close(self) -> None:
+        """Leave the process group."""
+        self.accelerator.end_training()
+
+
+def build_engine(device: str, conf: TrainConf) -> Engine:
+    """The engine that a config asks for: plain or DDP, or DeepSpeed."""
+    dtype = DTYPES[conf.dtype]
+    if not conf.use_deepspeed:
+        return Engine(device, dtype, conf.find_unused_parameters)
+    from funasr_mooer.train.zero import ZeroEngine
+
+    return ZeroEngine(device, dtype, conf.deepspeed_config)
