@@ -102,3 +102,16 @@ def test_convert_lists_what_is_missing(tmp_path, capsys):
     assert "asr/adapter_project.pt" in message
     assert "am.mvn" in message
     assert not (tmp_path / "out").exists()
+
+
+def test_long_audio_is_cut_at_pauses_by_funasrs_silero_vad(golden, model_dir):
+    pytest.importorskip("silero_vad", reason="pip install funasr-mooer[vad]")
+    from funasr_mooer.data.audio import read_audio
+
+    pause = np.zeros(8000, np.float32)
+    speech = [np.concatenate([read_audio(path), pause]) for path in sorted((golden / "mooer/wav").glob("utt*.wav"))]
+    long = np.concatenate(speech * 8)
+    assert len(long) > 31 * 16000
+    model = AutoModel(model=model_dir, vad_model="silero-vad", vad_kwargs={"max_single_segment_time": 20000})
+    (result,) = model.generate(input=long, task="asr")
+    assert result["text"]

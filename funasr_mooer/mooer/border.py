@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from funasr_mooer.config import construct, suggest
 from funasr_mooer.data.audio import SAMPLE_RATE, read_audio, resample
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
+from funasr_mooer.model_dir import read_model_dir
 from funasr_mooer.modules.ctc import CTCHead
 from funasr_mooer.mooer.llm import LoRAQwenDecoder
 from funasr_mooer.mooer.parts import Parts, init_part
@@ -89,8 +91,18 @@ def split_init(conf: Mapping[str, Any] | None) -> tuple[dict[str, Any], tuple[st
 
 
 def encoder(config: dict[str, Any], input_size: int) -> torch.nn.Module:
-    """Build the encoder of ``encoder_conf`` and load its weights; records their fingerprint in ``config``."""
-    conf, init = split_init(config.get("encoder_conf"))
+    """Build the encoder of ``encoder_conf`` and load its weights; records their fingerprint in ``config``.
+
+    Where ``init`` is a model directory, the encoder's class and sizes are taken from it too.
+    """
+    conf = dict(config.get("encoder_conf") or {})
+    if conf.get("init") and (Path(conf["init"]) / "config.yaml").is_file():
+        trained = read_model_dir(conf["init"])
+        sizes = {key: v for key, v in trained["encoder_conf"].items() if key not in ("freeze", "init", "fingerprint")}
+        init = trained["encoder_conf"].get("init") or str(Path(conf["init"]) / "encoder.safetensors")
+        config.setdefault("encoder", trained["encoder"])
+        config["encoder_conf"] = conf = {**sizes, **conf, "init": init}
+    conf, init = split_init(conf)
     conf.pop("freeze", None)
     cls = registered("encoder_classes", config, "encoder")
     module = construct(cls, conf, "encoder_conf", input_size=input_size)
