@@ -1,0 +1,113 @@
+"""Every YAML of the repository loads, has no unknown key, and builds its model, at tiny sizes."""
+
+import inspect
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from funasr_mooer.config import load_config, section
+from funasr_mooer.data.loader import DatasetConf
+from funasr_mooer.mooer.generate import DECODE_KEYS, decode_conf
+from funasr_mooer.train.stages import read_stages, trained_parts
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = {"exp", "data"}  # what recipes write
+FOUND = sorted(
+    path
+    for top in ("conf", "egs")
+    for path in (ROOT / top).rglob("*.y*ml")
+    if not any(part.split("_")[0] in WORK for part in path.relative_to(ROOT).parts)
+)
+SYSTEMS = [path for path in FOUND if re.search(r"^model:", path.read_text(encoding="utf-8"), re.MULTILINE)]
+# A constructor's sizes -> tiny ones; an encoder gets those that it has.
+TINY = {"output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 2, "n_expert": 2, "num_experts": 2}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def tiny_overrides(config: dict, llm: Path) -> list[str]:
+    """What makes a system small: its own structure, with tiny layers, a tiny LLM and no files."""
+    from funasr.register import tables
+
+    import funasr_mooer  # noqa: F401  (registers the encoders)
+
+    wanted = {"tokenizer_conf.init": str(llm), "frontend_conf.cmvn_file": "null"}
+    encoder = inspect.signature(tables.encoder_classes[config["encoder"]]).parameters
+    wanted |= {f"encoder_conf.{key}": size for key, size in TINY.items() if key in encoder}
+    wanted |= {f"{part}_conf.init": "null" for part in ("encoder", "adapter", "ctc") if f"{part}_conf" in config}
+    if "llm" in config:
+        wanted |= {"llm_conf.init": str(llm), "llm_conf.dtype": "float32"}
+        if (config.get("llm_conf") or {}).get("lora"):
+            wanted |= {"llm_conf.lora.init": "null", "llm_conf.lora.r": 2}
+    return [f"++{key}={value}" for key, value in wanted.items()]
+
+
+def test_configs_are_found():
+    assert {"conf/mooer_paraformer_qwen2_7b.yaml", "conf/decode/mooer.yaml"} <= {*map(name, FOUND)}
+    assert SYSTEMS
+
+
+@pytest.mark.parametrize("path", SYSTEMS, ids=name)
+def test_a_system_builds_and_takes_a_training_step(path, tiny_llm):
+    from funasr_mooer.auto import build_model
+    from funasr_mooer.mooer.border import SECTIONS
+
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert set(raw) <= set(SECTIONS)
+    config = load_config(path, tiny_overrides(raw, tiny_llm))
+    model = build_model(config).train()
+    section(DatasetConf, config.get("dataset_conf"), "dataset_conf")
+    decode_conf(config.get("decode_conf"))
+    assert set(config.get("decode_conf") or {}) <= set(DECODE_KEYS)
+
+    _, stages = read_stages(config)
+    assert trained_parts(model, stages)
+    batch = a_batch(model)
+    for stage in stages:
+        if stage.train:
+            model.train_parts(stage.train)
+        if stage.objective:
+            model.set_objective(stage.objective)
+        model.zero_grad(set_to_none=True)
+        loss, stats, _ = model(**batch)
+        loss.backward()
+        assert torch.isfinite(loss), stage.name
+        assert "loss" in stats
+        for part in stage.train or []:
+            assert any(parameter.grad is not None for parameter in model.parts[part]), f"{stage.name}: {part}"
+
+
+def a_batch(model) -> dict[str, torch.Tensor]:
+    """Two utterances of noise with random answers, as the model's ``forward`` takes them."""
+    generator = torch.Generator().manual_seed(0)
+    waves = [torch.rand(samples, generator=generator).sub(0.5).numpy() for samples in (32000, 20000)]
+    feats, feat_lengths = model.features.batch(waves)
+    transcript = torch.tensor([[3, 4, 5], [6, 7, 0]])
+    batch = {"feats": feats, "feat_lengths": feat_lengths}
+    batch |= {"transcript_ids": transcript, "transcript_lengths": torch.tensor([3, 2])}
+    if hasattr(model, "prompt"):
+        prompt = model.prompt.ids(next(iter(model.prompt.tasks)))
+        answer = [3, 4, model.tokenizer.eos_id]
+        ids = torch.tensor([prompt + answer] * 2)
+        labels = torch.tensor([[-100] * len(prompt) + answer] * 2)
+        batch |= {"input_ids": ids, "labels": labels, "attention_mask": torch.ones_like(ids, dtype=torch.bool)}
+    return batch
+
+
+@pytest.mark.parametrize("path", [path for path in FOUND if path not in SYSTEMS], ids=name)
+def test_what_is_no_system_holds_decoding_settings(path):
+    config = load_config(path)
+    assert set(config) <= set(DECODE_KEYS)
+    decode_conf(config)
+
+
+def test_deepspeed_settings_are_what_their_names_say():
+    for path in sorted((ROOT / "conf").rglob("zero*.json")):
+        stage = json.loads(path.read_text(encoding="utf-8"))["zero_optimization"]["stage"]
+        assert path.stem.startswith(f"zero{stage}"), path
