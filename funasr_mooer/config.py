@@ -107,7 +107,11 @@ def override(config: Mapping[str, Any], overrides: Sequence[str], name: str = "c
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        merged = OmegaConf.merge(OmegaConf.create(dict(config)), OmegaConf.from_dotlist([*map(_override, overrides)]))
+        merged = OmegaConf.create(dict(config))
+        for text in map(_override, overrides):
+            key, _, value = text.partition("=")
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+            OmegaConf.update(merged, key, parsed, merge=True)  # reaches into lists too: stages.0.steps
         return typing.cast(dict, OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{name}: {error}") from error

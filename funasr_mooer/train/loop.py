@@ -26,7 +26,7 @@ from funasr_mooer.train.checkpoint import Checkpoints, TrainState, commit, link,
 from funasr_mooer.train.ema import Ema
 from funasr_mooer.train.engine import Engine
 from funasr_mooer.train.figures import Batch, Loader, Sums
-from funasr_mooer.train.progress import Progress
+from funasr_mooer.train.progress import Progress, draw_curves
 from funasr_mooer.train.schedule import factor
 from funasr_mooer.train.stages import StageConf, TrainConf, build_optimizer, trainable_parts, trained_parts
 from funasr_mooer.train.update import Updater
@@ -276,7 +276,8 @@ class Trainer:
         return totals
 
     def _finish(self) -> None:
-        """Make ``EXP/model`` the final model: a link to the best checkpoint, or to the mean of the best ones."""
+        """Draw the curves, and make ``EXP/model`` a link to the best checkpoint, or to the mean of the best ones."""
+        draw_curves(self.exp / "metrics.jsonl", self.exp / "curves.png")
         ranked = self.checkpoints.ranked()[: self.conf.avg_nbest_model]
         final = average(ranked, self.exp / "averaged") if len(ranked) > 1 else self.checkpoints.best()
         link(self.exp / "model", final)

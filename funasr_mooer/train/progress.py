@@ -94,7 +94,7 @@ class Progress:
         return (time.monotonic() - self.started) / done * max(0, self.total - step)
 
     def close(self) -> None:
-        """End the bar and draw EXP/curves.png."""
+        """End the bar and close the files."""
         if not self.active:
             return
         if self.bar is not None:
@@ -102,7 +102,6 @@ class Progress:
         if self.board is not None:
             self.board.close()
         self.stream.close()
-        draw_curves(self.metrics, self.exp / "curves.png")
 
     def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         self.stream.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")

@@ -118,14 +118,22 @@ class ZeroEngine(Engine):
 
 
 def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed for ``device``, without the compilation that its CPU communication would start."""
-    if device.type == "cpu":
+    """DeepSpeed for ``device``, without the compilation that its CPU communication would start.
+
+    On MUSA its first choice while it is imported is the CPU, and ours follows; a vendor's build that knows MUSA is left
+    alone (``DS_ACCELERATOR=musa``).
+    """
+    if device.type in ("cpu", "musa"):
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         import deepspeed
         import deepspeed.ops
     except ImportError as error:
         raise DependencyError(f"use_deepspeed needs deepspeed ({error}): pip install funasr-mooer[train]") from error
-    if device.type == "cpu":
+    if device.type in ("cpu", "musa"):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "musa" and deepspeed.accelerator.get_accelerator()._name != "musa":
+        from funasr_mooer.train.musa_accelerator import MusaAccelerator
+
+        deepspeed.accelerator.set_accelerator(MusaAccelerator())
     return deepspeed

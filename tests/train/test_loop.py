@@ -166,3 +166,12 @@ def test_a_part_that_the_model_does_not_have_is_an_error(tmp_path):
         make_trainer(tmp_path, {"train": ["adaptor"]})
     with pytest.raises(ConfigError, match="optim.lr: no rate for part 'lora'"):
         make_trainer(tmp_path, {"max_steps": 1}, optim_conf={"lr": {"adapter": 1e-3}}).run()
+
+
+def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path):
+    trainer = make_trainer(tmp_path, {"max_steps": 2, "dtype": "bfloat16"})
+    seen = []
+    trainer.model.lora.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    assert trainer.run()
+    assert set(seen) == {torch.bfloat16}
+    assert weights(tmp_path / "last")["lora"]["weight"].dtype == torch.float32

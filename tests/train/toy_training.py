@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from funasr_mooer import device as devices
+from funasr_mooer.train import loop
 from funasr_mooer.train.engine import Engine
 from funasr_mooer.train.launch import STOPPED, free_port
 from funasr_mooer.train.loop import Trainer
@@ -141,6 +142,7 @@ def run_process(options, env):
     """One process of a run; dies where ``kill_at`` or ``kill_in_save`` says. Exits with the status of a run."""
     os.environ.update(env)
     torch.set_num_threads(1)
+    loop.draw_curves = lambda *_: None
     options = dict(options)
     traps = {name: options.pop(name, None) for name in ("kill_at", "term_at", "kill_in_save")}
     deepspeed = options.pop("deepspeed", None)
@@ -169,7 +171,7 @@ def run_process(options, env):
 def run(nproc=1, **options):
     """Exit status of each of ``nproc`` processes that train together; options as :func:`make_trainer`, and traps."""
     context = multiprocessing.get_context("forkserver")  # imports once, then forks: a start takes no time
-    context.set_forkserver_preload(["toy_training", "accelerate.utils", "matplotlib.figure"])
+    context.set_forkserver_preload(["toy_training", "accelerate.utils", "torch._dynamo"])
     path = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(os.pathsep.join(path).split(os.pathsep)))
     env = {"WORLD_SIZE": str(nproc), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if nproc > 1 else {}
