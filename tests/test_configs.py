@@ -101,10 +101,17 @@ def a_batch(model) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("path", [path for path in FOUND if path not in SYSTEMS], ids=name)
-def test_what_is_no_system_holds_decoding_settings(path):
+def test_what_is_no_system_holds_decoding_settings_or_sections_of_one(path, tiny_llm):
+    from funasr_mooer.mooer.border import SECTIONS
+    from funasr_mooer.mooer.prompt import Prompt
+    from funasr_mooer.mooer.tokenizer import MooerTokenizer
+
     config = load_config(path)
-    assert set(config) <= set(DECODE_KEYS)
-    decode_conf(config)
+    if set(config) <= set(DECODE_KEYS):
+        decode_conf(config)
+    else:
+        assert set(config) <= set(SECTIONS)
+        Prompt(MooerTokenizer(str(tiny_llm)), config.get("prompt_conf"))
 
 
 def test_deepspeed_settings_are_what_their_names_say():
