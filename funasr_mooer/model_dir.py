@@ -21,8 +21,10 @@ from funasr_mooer.mooer.parts import Parts
 PATH_KEYS = (
     ("frontend_conf", "cmvn_file"),
     ("tokenizer_conf", "init"),
+    ("tokenizer_conf", "bpe_model"),
     ("encoder_conf", "init"),
     ("ctc_conf", "init"),
+    ("decoder_conf", "init"),
     ("adapter_conf", "init"),
     ("llm_conf", "init"),
     ("llm_conf", "lora", "init"),
@@ -52,9 +54,9 @@ def write_model_dir(model: Parts, directory: str | Path, names: Sequence[str]) -
     near: dict[str, Any] = {}
     for keys, path in _paths(config):
         inside = (directory / path).exists() and not Path(path).is_absolute()
-        outside = Path(path).resolve()
+        outside = os.path.abspath(path)  # links such as EXP/model stay links: what they point to may be replaced
         _put(near, keys, path if inside else os.path.relpath(outside, directory.resolve()))
-        _put(config, keys, path if inside else str(outside))
+        _put(config, keys, path if inside else outside)
     save_config(config, directory / "config.yaml")
     meta = {
         "framework": "pytorch",

@@ -30,17 +30,18 @@ fi
 if want 1 "data/* -> data/pack/*: shards, index, tokens"; then
   pack "$start/llm" train dev
 fi
-if want 2 "data/pack -> $exp/encoder/best: the encoder hears people"; then
+if want 2 "data/pack -> $exp/encoder/model: the encoder hears people"; then
   train "$base/conf/encoder.yaml" "$exp/encoder" "$sets" dev "++tokenizer_conf.init=$start/llm" \
-    "++frontend_conf.cmvn_file=$start/am.mvn" "++encoder_conf.init=$start/encoder/best/encoder.safetensors"
+    "++frontend_conf.cmvn_file=$start/am.mvn" "++encoder_conf.init=$start/encoder/model" "++ctc_conf.init=$start/encoder/model" \
+    "++encoder_conf.freeze=false"
 fi
-if want 3 "data/pack, encoder -> $exp/mooer/best: adapter and LoRA"; then
+if want 3 "data/pack, encoder -> $exp/mooer/model: adapter and LoRA"; then
   train "$base/conf/mooer.yaml" "$exp/mooer" "$sets" dev "++llm_conf.init=$start/llm" "++tokenizer_conf.init=$start/llm" \
-    "++frontend_conf.cmvn_file=$start/am.mvn" "++encoder_conf.init=$exp/encoder/best/encoder.safetensors"
+    "++frontend_conf.cmvn_file=$start/am.mvn" "++encoder_conf.init=$exp/encoder/model" "++ctc_conf.init=$exp/encoder/model"
 fi
 if want 4 "data/{test,test_seen} -> $exp/*/decode/*/text"; then
-  decode "$exp/encoder/best" "$exp/encoder/decode" "${tests[@]}"
-  decode "$exp/mooer/best" "$exp/mooer/decode" "${tests[@]}"
+  decode "$exp/encoder/model" "$exp/encoder/decode" "${tests[@]}"
+  decode "$exp/mooer/model" "$exp/mooer/decode" "${tests[@]}"
 fi
 if want 5 "text -> WER in README.md"; then
   score "$exp/encoder/decode" "encoder, CTC" "${tests[@]/%/:wer}"

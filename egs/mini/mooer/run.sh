@@ -18,23 +18,23 @@ if want 0 "sentences -> data/{train,dev,test,...}/{wav.scp,text,text.en}: espeak
   py local/prepare.py --out data --train-utts "$train_utts" --seed "$seed" --nj "$nj"
 fi
 if want 1 "data/* -> $llm (tokenizer), data/pack/*, $exp/am.mvn"; then
-  py local/make_llm.py tokenizer --out "$llm"
+  py local/make_tokenizer.py --out "$llm"
   pack "$llm" train dev
   cmvn train "$exp/am.mvn"
 fi
-if want 2 "data/pack -> $exp/encoder/best: conformer with CTC head"; then
+if want 2 "data/pack -> $exp/encoder/model: conformer with CTC head"; then
   train conf/encoder.yaml "$exp/encoder" train dev "++tokenizer_conf.init=$llm" "++frontend_conf.cmvn_file=$exp/am.mvn"
 fi
 if want 3 "text -> $llm: a tiny Qwen2 that copies and translates"; then
-  py local/make_llm.py train --out "$llm" --seed "$seed"
+  py local/pretrain_llm.py --llm "$llm" --seed "$seed" --threads "$nproc"
 fi
-if want 4 "data/pack, encoder, llm -> $exp/mooer/best: adapter warm-up, then adapter and LoRA"; then
+if want 4 "data/pack, encoder, llm -> $exp/mooer/model: adapter warm-up, then adapter and LoRA"; then
   train conf/mooer.yaml "$exp/mooer" train dev "++llm_conf.init=$llm" "++tokenizer_conf.init=$llm" \
-    "++encoder_conf.init=$exp/encoder/best/encoder.safetensors" "++frontend_conf.cmvn_file=$exp/am.mvn"
+    "++encoder_conf.init=$exp/encoder/model" "++ctc_conf.init=$exp/encoder/model" "++frontend_conf.cmvn_file=$exp/am.mvn"
 fi
 if want 5 "data/test_* -> $exp/*/decode/*/text"; then
-  decode "$exp/encoder/best" "$exp/encoder/decode" test_zh:asr test_en:asr
-  decode "$exp/mooer/best" "$exp/mooer/decode" test_zh:asr test_en:asr test_zh:ast
+  decode "$exp/encoder/model" "$exp/encoder/decode" test_zh:asr test_en:asr
+  decode "$exp/mooer/model" "$exp/mooer/decode" test_zh:asr test_en:asr test_zh:ast
 fi
 if want 6 "text -> CER, WER, BLEU in README.md"; then
   score "$exp/encoder/decode" "encoder, CTC" test_zh:asr:cer test_en:asr:wer
