@@ -113,5 +113,6 @@ def test_long_audio_is_cut_at_pauses_by_funasrs_silero_vad(golden, model_dir):
     long = np.concatenate(speech * 8)
     assert len(long) > 31 * 16000
     model = AutoModel(model=model_dir, vad_model="silero-vad", vad_kwargs={"max_single_segment_time": 20000})
-    (result,) = model.generate(input=long, task="asr")
+    # An untrained model repeats the prompt's line break, which is no text, and FunASR drops answers without text.
+    (result,) = model.generate(input=long, task="asr", no_repeat_ngram_size=1)
     assert result["text"]

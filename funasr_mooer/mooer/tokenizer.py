@@ -25,7 +25,7 @@ class MooerTokenizer:
     """
 
     def __init__(self, init: str):
-        from transformers import AutoTokenizer
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
         self.folder = Path(init)
         if not any((self.folder / name).is_file() for name in TOKENIZER_FILES):
@@ -33,7 +33,10 @@ class MooerTokenizer:
                 f"tokenizer_conf.init: {init} holds no tokenizer (looked for {', '.join(TOKENIZER_FILES[:2])}, ...); "
                 "give the folder of the base LLM with ++tokenizer_conf.init=DIR"
             )
-        self._tokenizer = AutoTokenizer.from_pretrained(str(self.folder), local_files_only=True)
+        # tokenizer.json as it stands: AutoTokenizer would put Qwen's own splitting in its place beside a Qwen config.json.
+        whole = (self.folder / "tokenizer.json").is_file()
+        cls = PreTrainedTokenizerFast if whole else AutoTokenizer
+        self._tokenizer = cls.from_pretrained(str(self.folder), local_files_only=True)
         for name in ("eos_token_id", "pad_token_id"):
             if getattr(self._tokenizer, name) is None:
                 raise ConfigError(f"{init}: the tokenizer has no {name[:3]} token; set it in tokenizer_config.json")
