@@ -37,6 +37,7 @@ class DatasetConf:
             ``auto`` is positions for MooER and frames for CTC.
         max_utts: most utterances in a batch.
         window: most neighbours in length among which utterances are shuffled.
+        ascending_epochs: epochs at the start that go from the shortest batches to the longest; 1 helps CTC from nothing.
         min_duration_s: shorter utterances are left out.
         max_duration_s: longer utterances are left out; MooER was trained on up to 20 s.
         weights: of each pack, in the order given: 2 shows its utterances twice per epoch, 0.5 half of them; None: all 1.
@@ -55,6 +56,7 @@ class DatasetConf:
     budget_unit: str = "auto"
     max_utts: int = 256
     window: int = 2000
+    ascending_epochs: int = 0
     min_duration_s: float = 0.1
     max_duration_s: float = 40.0
     weights: list[float] | None = None
@@ -350,6 +352,7 @@ def build_sampler(corpus: Corpus, audio_lengths: Lengths | None, seed: int = 0) 
         groups=[(len(pack), weight) for pack, weight in zip(corpus.packs, weights)],
         length_multiple=conf.length_multiple,
         shuffle=corpus.training,
+        ascending_epochs=conf.ascending_epochs,
     )
 
 

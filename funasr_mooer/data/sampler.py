@@ -27,6 +27,8 @@ class TokenBudgetSampler:
             0.5 shows half of them, the other half in the next epoch.
         length_multiple: costs are rounded up to a multiple, as padding will be.
         shuffle: False keeps the order by cost (validation).
+        ascending_epochs: so many epochs at the start take the shortest batches first. A model that learns with CTC from
+            nothing finds the words in short utterances long before it finds them in long ones.
 
     Raises:
         ConfigError: nothing to sample, or an utterance that alone exceeds the budget.
@@ -42,8 +44,9 @@ class TokenBudgetSampler:
         groups: Sequence[tuple[int, float]] | None = None,
         length_multiple: int = 1,
         shuffle: bool = True,
+        ascending_epochs: int = 0,
     ):
-        self.seed, self.budget, self.shuffle = seed, budget, shuffle
+        self.seed, self.budget, self.shuffle, self.ascending_epochs = seed, budget, shuffle, ascending_epochs
         self.costs = np.asarray(costs)
         if length_multiple > 1:
             self.costs = -(-self.costs // length_multiple) * length_multiple
@@ -123,7 +126,7 @@ class TokenBudgetSampler:
     def _shuffled(self, epoch: int) -> np.ndarray:
         if self._epoch != epoch:
             order = np.arange(self.num_batches, dtype=np.int64)
-            if self.shuffle:
+            if self.shuffle and epoch >= self.ascending_epochs:
                 np.random.default_rng((self.seed, epoch)).shuffle(order)
             self._epoch, self._batch_order = epoch, order
         return self._batch_order

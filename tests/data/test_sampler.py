@@ -120,6 +120,15 @@ def test_without_shuffle_batches_ascend():
     assert tops == sorted(tops)
 
 
+def test_ascending_epochs_go_from_short_to_long_and_hold_everything():
+    sampler = TokenBudgetSampler(COSTS, 2000, ascending_epochs=1)
+    lengths = [COSTS[batch].mean() for batch in sampler.batches(0)]
+    assert np.corrcoef(lengths, np.arange(len(lengths)))[0, 1] > 0.8
+    np.testing.assert_array_equal(epoch_of(sampler, 0), np.arange(len(COSTS)))
+    plain = TokenBudgetSampler(COSTS, 2000)
+    assert all(np.array_equal(a, b) for a, b in zip(sampler.batches(1), plain.batches(1)))
+
+
 def test_budgets_that_cannot_work_are_refused():
     with pytest.raises(ConfigError, match=r"budget=50: an utterance alone costs \d+"):
         TokenBudgetSampler(COSTS, 50)
