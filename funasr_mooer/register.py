@@ -14,15 +14,22 @@ from funasr_mooer.mooer.llm import LoRAQwenDecoder
 from funasr_mooer.mooer.model import MooerModel
 from funasr_mooer.mooer.prompt import Prompt
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
+from funasr_mooer.u2pp_moe.decoder import MoEBiTransformerDecoder, MoETransformerDecoder
+from funasr_mooer.u2pp_moe.model import U2ppMoEModel
+from funasr_mooer.u2pp_moe.tokenizer import MooerUnitsTokenizer
 
 CLASSES = {
     ("model_classes", "MooER"): MooerModel,
     ("model_classes", "MooerCTC"): CTCModel,
+    ("model_classes", "U2ppMoE"): U2ppMoEModel,
     ("encoder_classes", "MooerParaformerEncoder"): ParaformerEncoder,
     ("encoder_classes", "MoEConformerEncoder"): MoEConformerEncoder,
     ("adaptor_classes", "MooerLinearAdapter"): LinearAdapter,
     ("decoder_classes", "LoRAQwenDecoder"): LoRAQwenDecoder,
+    ("decoder_classes", "MoETransformerDecoder"): MoETransformerDecoder,
+    ("decoder_classes", "MoEBiTransformerDecoder"): MoEBiTransformerDecoder,
     ("tokenizer_classes", "MooerTokenizer"): MooerTokenizer,
+    ("tokenizer_classes", "MooerUnitsTokenizer"): MooerUnitsTokenizer,
     ("dataset_classes", "MooerDataset"): MooerDataset,
     ("batch_sampler_classes", "MooerBatchSampler"): MooerBatchSampler,
     ("dataloader_classes", "MooerDataloader"): MooerDataloader,

@@ -13,7 +13,8 @@ ROWS = [
     {"config", "device", "errors", "weights"},
     {"modules"},
     {"encoders", "data"},
-    {"mooer", "u2pp_moe", "speech_out"},
+    {"mooer"},  # also what both systems share: parts and the border to FunASR
+    {"u2pp_moe", "speech_out"},
     {"train", "score"},
     {"bin"},
 ]

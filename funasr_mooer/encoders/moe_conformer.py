@@ -218,6 +218,44 @@ class MoEConformerEncoder(nn.Module):
             cnn_caches.append(cnn)
         return self.after_norm(x), torch.cat(att_caches), torch.stack(cnn_caches)
 
+    def forward_streams(
+        self,
+        xs: Tensor,
+        lengths: Tensor,
+        offsets: Tensor,
+        cached: Tensor,
+        att_cache: Tensor,
+        cnn_cache: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Encode the next chunk of several streams at once, each at its own place; nothing is kept in the module.
+
+        Args:
+            xs: features of the chunks, (B, T, F); see :meth:`forward_chunk`.
+            lengths: features per stream, (B,); less than T only where a stream ends.
+            offsets: encoder frames before this chunk, (B,).
+            cached: frames in the cache, (B,); they stand at its right end.
+            att_cache: (L, B, H, S, 2D / H).
+            cnn_cache: (L, B, D, cnn_module_kernel - 1), zeros at the start.
+
+        Returns:
+            encoder_out (B, T', D), its lengths (B,), and both caches with the new frames behind all the old ones.
+        """
+        x, _ = self.embed(self._normalise(xs))
+        lengths, before = self.output_lengths(lengths), att_cache.shape[3]
+        B, size = x.shape[:2]
+        places = torch.arange(-before, size, device=x.device)  # of the frames seen, counted from the chunk's first
+        frames = (offsets[:, None] + places).clamp(min=0)  # (B, S + T')
+        table = self.embed.pos_enc.rows(0, int(offsets.max()) + size)[0]
+        visible = (places >= -cached[:, None]) & (places < lengths[:, None])
+        bias = None if bool(visible.all()) else attention_bias(visible.unsqueeze(1), x.dtype)
+        positions = table[frames] if B > 1 else table[frames[0]][None]
+        att_caches, cnn_caches = [], []
+        for i, block in enumerate(self.encoders):
+            x, att, cnn = block.forward_chunk(x, positions, att_cache[i], cnn_cache[i], bias)
+            att_caches.append(att)
+            cnn_caches.append(cnn)
+        return self.after_norm(x), lengths, torch.stack(att_caches), torch.stack(cnn_caches)
+
     def _normalise(self, feats: Tensor) -> Tensor:
         return feats if self.global_cmvn is None else self.global_cmvn(feats)
 
@@ -264,10 +302,10 @@ class ConformerBlock(nn.Module):
         return self._run(x, positions, bias, speech, None, None)[0]
 
     def forward_chunk(
-        self, x: Tensor, positions: Tensor, att_cache: Tensor, cnn_cache: Tensor | None
+        self, x: Tensor, positions: Tensor, att_cache: Tensor, cnn_cache: Tensor | None, bias: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One chunk (1, T', D) after the cached frames -> its output and both new caches."""
-        return self._run(x, positions, None, None, att_cache, cnn_cache)
+        """One chunk (B, T', D) after the cached frames -> its output and both new caches."""
+        return self._run(x, positions, bias, None, att_cache, cnn_cache)
 
     def _run(self, x, positions, bias, speech, att_cache, cnn_cache):
         mask = None if speech is None else speech.unsqueeze(-1)

@@ -1,4 +1,4 @@
-"""Self-attention with positions of the keys, as in WeNet's conformer."""
+"""Attention: to frames with positions of the keys, as in WeNet's conformer, and the plain one of its decoder."""
 
 from __future__ import annotations
 
@@ -78,3 +78,50 @@ class RelativeAttention(nn.Module):
     def _dot(keys: Tensor, vector: Tensor) -> Tensor:
         """(B, H, S, K), (H, K) -> (B, H, 1, S)."""
         return (keys @ vector[:, :, None]).transpose(2, 3)
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention without positions (Attention Is All You Need, 3.2.2), with WeNet's names.
+
+    Args:
+        size: model size D.
+        heads: number of heads H.
+        dropout: on the attention weights.
+
+    Raises:
+        ConfigError: ``heads`` does not divide ``size``.
+    """
+
+    def __init__(self, size: int, heads: int, dropout: float = 0.0):
+        super().__init__()
+        if heads < 1 or size % heads:
+            raise ConfigError(f"attention_heads={heads} does not divide the model size {size}")
+        self.heads, self.head_size, self.dropout = heads, size // heads, dropout
+        self.linear_q = nn.Linear(size, size)
+        self.linear_k = nn.Linear(size, size)
+        self.linear_v = nn.Linear(size, size)
+        self.linear_out = nn.Linear(size, size)
+
+    def keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What can be attended to: (B, S, D) -> keys and values, (B, H, S, K) each."""
+        return self._split(self.linear_k(x)), self._split(self.linear_v(x))
+
+    def forward(
+        self, x: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
+        """Attend from x (B, T, D) to keys and values (B, H, S, K) -> (B, T, D).
+
+        Args:
+            x: what asks.
+            keys: what is asked.
+            values: what is answered.
+            bias: added to the scores, broadcastable to (B, H, T, S); see ``masks.attention_bias``.
+            causal: place t of x sees keys 0 to t only.
+        """
+        dropout = self.dropout if self.training else 0.0
+        q = self._split(self.linear_q(x))
+        y = F.scaled_dot_product_attention(q, keys, values, attn_mask=bias, dropout_p=dropout, is_causal=causal)
+        return self.linear_out(y.transpose(1, 2).flatten(2))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2)  # (B, H, T, K)

@@ -1,4 +1,4 @@
-"""Sinusoidal positions for relative attention."""
+"""Sinusoidal positions: handed to relative attention, or added to the input."""
 
 from __future__ import annotations
 
@@ -31,14 +31,26 @@ class Positions(nn.Module):
 
     def table(self, offset: int, count: int) -> Tensor:
         """Sinusoids of ``count`` frames from ``offset`` on, (1, count, D), with dropout in training."""
+        return self.dropout(self.rows(offset, count))
+
+    def rows(self, offset: int, count: int) -> Tensor:
+        """The same without dropout."""
         if offset + count > self.pe.shape[1]:
             grown = sinusoids(2 * (offset + count), self.pe.shape[2])
             self.pe = grown.to(self.pe)
-        return self.dropout(self.pe[:, offset : offset + count])
+        return self.pe[:, offset : offset + count]
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         state_dict.pop(prefix + "pe", None)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class AddedPositions(Positions):
+    """Scale the input by sqrt(D) and add the sinusoids of its places; dropout on the sum."""
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        """(B, N, D) -> (B, N, D), whose first place is number ``offset``."""
+        return self.dropout(x * self.scale + self.rows(offset, x.shape[1]))
 
 
 def sinusoids(count: int, size: int) -> Tensor:

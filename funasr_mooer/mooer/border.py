@@ -30,7 +30,8 @@ log = logging.getLogger(__name__)
 # The sections that describe a system; a model directory keeps them. FunASR adds dozens of keys of its own.
 SECTIONS = (
     *("model", "model_conf", "frontend", "frontend_conf", "tokenizer", "tokenizer_conf"),
-    *("encoder", "encoder_conf", "adapter", "adapter_conf", "llm", "llm_conf", "ctc_conf"),
+    *("encoder", "encoder_conf", "adapter", "adapter_conf", "llm", "llm_conf"),
+    *("ctc_conf", "decoder", "decoder_conf"),
     *("prompt_conf", "decode_conf", "dataset", "dataset_conf", "train_conf", "optim", "optim_conf"),
     *("scheduler", "scheduler_conf"),
 )
@@ -60,14 +61,14 @@ def sections(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def tokenizer(config: Mapping[str, Any]) -> MooerTokenizer:
-    """The tokenizer that FunASR built, or the one that ``tokenizer_conf`` names."""
-    built = config.get("tokenizer")
-    if isinstance(built, MooerTokenizer):
+def tokenizer(config: Mapping[str, Any], kind: str = "MooerTokenizer") -> Any:
+    """The tokenizer that FunASR built, or the one that ``tokenizer_conf`` names; of the class registered as ``kind``."""
+    cls, built = tables.tokenizer_classes[kind], config.get("tokenizer")
+    if isinstance(built, cls):
         return built
-    if built not in (None, "MooerTokenizer"):
-        raise ConfigError(f"tokenizer: {built}; this model needs tokenizer: MooerTokenizer")
-    return construct(MooerTokenizer, config.get("tokenizer_conf"), "tokenizer_conf")
+    if built not in (None, kind):
+        raise ConfigError(f"tokenizer: {built}; this model needs tokenizer: {kind}")
+    return construct(cls, config.get("tokenizer_conf"), "tokenizer_conf")
 
 
 def registered(table: str, config: Mapping[str, Any], key: str) -> type:

@@ -1,7 +1,8 @@
-"""Our conformer, experts, masks and CTC against numbers that WeNet's own classes produced."""
+"""U2++ MoE against numbers that WeNet's own classes produced: layers, masks, losses, training, searches, streaming."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -11,11 +12,18 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from funasr_mooer.auto import load_model
 from funasr_mooer.encoders.moe_conformer import MoEConformerEncoder
 from funasr_mooer.modules.ctc import CTCHead, greedy
 from funasr_mooer.modules.feed_forward import activation
 from funasr_mooer.modules.masks import chunk_mask, draw_chunk
 from funasr_mooer.modules.moe_ffn import MoEFFN, wenet_state_dict
+from funasr_mooer.modules.splice import IGNORE_INDEX
+from funasr_mooer.u2pp_moe import search, wenet
+from funasr_mooer.u2pp_moe.loss import teaching
+from funasr_mooer.u2pp_moe.model import U2ppMoEModel
+from funasr_mooer.u2pp_moe.streaming import Streamer
+from funasr_mooer.weights import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +36,7 @@ class Model:
     """One model directory: its config, weights, and what WeNet computed with it."""
 
     def __init__(self, folder: Path):
-        self.name = folder.name
+        self.folder, self.name = folder, folder.name
         self.config = yaml.safe_load((folder / "train.yaml").read_text())
         self.weights = load_file(folder / "model.safetensors")
         self.eval = load_file(folder / "eval.safetensors")
@@ -68,6 +76,17 @@ def models(u2pp: Path) -> list[Model]:
     found = [Model(path.parent) for path in sorted(u2pp.glob("*/train.yaml"))]
     assert found
     return found
+
+
+@pytest.fixture(scope="module")
+def systems(models, tmp_path_factory) -> dict[str, U2ppMoEModel]:
+    """Every model directory converted and loaded, padding its batches as WeNet does."""
+    made = {}
+    for model in models:
+        folder = tmp_path_factory.mktemp("systems") / model.name
+        wenet.to_model_dir(model.folder, folder)
+        made[model.name] = load_model(folder, "cpu", ["++encoder_conf.pad_with_bias=true"])
+    return made
 
 
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -236,6 +255,206 @@ def test_ctc_loss_equals_wenet(models):
             loss = head.loss(now["enc.full.out"], now["enc.full.lens"], now["target"], now["target_lengths"])
         per_utterance = float(loss * now["target_lengths"].sum() / len(now["target"]))  # WeNet divides by the batch
         assert per_utterance == pytest.approx(model.notes["losses"]["ctc"], rel=1e-4)
+
+
+def test_prefix_beam_search_equals_wenet(u2pp):
+    arrays, cases = np.load(u2pp / "misc.npz"), json.loads((u2pp / "misc.json").read_text())["ctc"]
+    for case in cases:
+        log_probs = torch.from_numpy(arrays[f"ctc_logp_{case['index']}"])
+        lengths = torch.from_numpy(arrays[f"ctc_len_{case['index']}"])
+        found = search.ctc_prefix_beam_search(log_probs, lengths, case["beam"], case["blank"])
+        for ours, theirs in zip(found, case["prefix"], strict=True):
+            same_hypothesis(dataclasses.asdict(ours), theirs, f"ctc {case['index']}")
+
+
+# --- decoders and losses ---------------------------------------------------------------------------------------------
+
+
+def test_decoders_read_and_say_what_wenets_do(models, systems):
+    for model in models:
+        system, now = systems[model.name], model.eval
+        for decoder, theirs, backwards in (
+            (system.decoder.left_to_right, ("ys", "left"), False),
+            (system.decoder.right_to_left, ("r_ys", "right"), True),
+        ):
+            if f"dec.{theirs[1]}_logits" not in now:
+                assert decoder is None
+                continue
+            taught = teaching(now["target"], now["target_lengths"], system.sos, system.eos, backwards)
+            said = taught.targets != IGNORE_INDEX
+            assert torch.equal(taught.inputs, now[f"dec.{theirs[0]}_in"]), model.name
+            assert torch.equal(taught.targets[said], now[f"dec.{theirs[0]}_out"][said]), model.name
+            with torch.no_grad():
+                logits = decoder(now["enc.full.out"], now["enc.full.lens"], taught.inputs, taught.lengths)
+            close(logits[said], now[f"dec.{theirs[1]}_logits"][said], 1e-4, f"{model.name} {theirs[1]}")
+
+
+def test_losses_equal_wenet(models, systems):
+    names = {"total": "total", "ctc": "ctc", "attention": "att", "left": "att_left", "right": "att_right"}
+    for model in models:
+        system, now, expected = systems[model.name], model.eval, model.notes["losses"]
+        batch = (now["feats"], now["feats_lengths"], now["target"], now["target_lengths"])
+        with torch.no_grad():
+            found = system.losses(*batch)
+            per_token, stats, tokens = system(*batch)
+        for ours, theirs in {**names, "accuracy": "acc"}.items():
+            if theirs in expected:
+                assert float(getattr(found, ours)) == pytest.approx(expected[theirs], rel=1e-5), (model.name, ours)
+        assert int(tokens) == int(now["target_lengths"].sum())
+        assert float(per_token * tokens) == pytest.approx(expected["total"] * len(now["target"]), rel=1e-5)
+        assert float(stats["acc"]) == pytest.approx(expected["acc"])
+
+
+def test_gradients_and_five_steps_of_training_equal_wenet(models, systems):
+    for model in models:
+        numbers = load_file(model.folder / "train.safetensors")
+        notes = json.loads((model.folder / "train.json").read_text())
+        start = {k.removeprefix("init."): v for k, v in numbers.items() if k.startswith("init.")}
+        system = systems[model.name]
+        trained = {k: v.clone() for k, v in system.state_dict().items()}
+        dynamic, system.encoder.use_dynamic_chunk = system.encoder.use_dynamic_chunk, False
+        system.load_state_dict(wenet.stack_experts(system, wenet.without_tables(start)))
+        system.train()
+        batch = [numbers[f"train.{name}"] for name in ("feats", "feats_lengths", "target", "target_lengths")]
+        expected = notes["losses"][: notes["usable_steps"]]
+        for step, losses in enumerate(expected):
+            system.zero_grad()
+            found = system.losses(*batch)
+            for ours, theirs in (("total", "loss"), ("ctc", "loss_ctc"), ("attention", "loss_att")):
+                value = float(getattr(found, ours).detach())
+                assert value == pytest.approx(losses[theirs], rel=1e-4), (model.name, step, ours)
+            assert float(found.accuracy) == pytest.approx(losses["th_accuracy"], abs=1e-6), (model.name, step)
+            found.total.backward()
+            if step == 0:
+                same_gradients(system, numbers, model.name)
+            with torch.no_grad():
+                for parameter in system.parameters():
+                    parameter -= notes["sgd_lr"] * parameter.grad
+        system.encoder.use_dynamic_chunk = dynamic
+        system.load_state_dict(trained)
+        system.eval()
+
+
+def same_gradients(system: U2ppMoEModel, numbers: dict[str, torch.Tensor], name: str) -> None:
+    """Every gradient, under WeNet's keys; an expert that saw nothing has a gradient of zeros."""
+    theirs = {k.removeprefix("train.grad."): v for k, v in numbers.items() if k.startswith("train.grad.")}
+    ours = {key: parameter.grad for key, parameter in system.named_parameters()}
+    theirs = wenet.stack_experts(system, theirs)
+    assert ours.keys() == theirs.keys()
+    for key, gradient in theirs.items():
+        # the bias before a batch norm changes nothing: its gradient is rounding, on both sides
+        if float(gradient.norm()) > 1e-5 or float(ours[key].norm()) > 1e-5:
+            assert relative(ours[key], gradient) < 1e-4, f"{name} {key}"
+        if gradient.ndim == 3 and key.rsplit(".", 1)[1] in ("w_1", "w_2"):
+            idle = ~gradient.flatten(1).any(dim=1)
+            assert not ours[key][idle].any(), f"{name} {key}"
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+def settings_of(notes: dict) -> dict:
+    names = ("beam_size", "ctc_weight", "reverse_weight", "blank_penalty")
+    return {name: notes[name] for name in names if name in notes}
+
+
+def test_all_searches_in_all_modes_equal_wenet(models, systems):
+    for model in models:
+        system, now, encoded, done = systems[model.name], model.eval, {}, {}
+        assert model.notes["decode"]
+        for decode in model.notes["decode"]:
+            chunks = (decode["chunk"], decode["left"])
+            with torch.no_grad():
+                if chunks not in encoded:
+                    encoded[chunks] = system.encoder(now["feats"], now["feats_lengths"], *chunks)
+            for method, expected in decode["results"].items():
+                given = settings_of(decode)
+                if method != "attention_rescoring":  # the others take no weights: what is the same is done once
+                    given = {key: value for key, value in given.items() if not key.endswith("_weight")}
+                place = (chunks, method, *given.values())
+                if place not in done:
+                    conf = search.DecodeConf(method=method, **given)
+                    done[place] = system.recognise(*encoded[chunks], conf)
+                found = done[place]
+                for ours, theirs in zip(found, expected, strict=True):
+                    same_hypothesis(ours, theirs, f"{model.name} {decode['mode']} {method}")
+
+
+def test_decode_is_the_encoder_and_a_search(models, systems):
+    for model in models:
+        system, now, decode = systems[model.name], model.eval, model.notes["decode"][-1]
+        chunks = {"decoding_chunk_size": decode["chunk"], "num_decoding_left_chunks": decode["left"]}
+        for method, expected in decode["results"].items():
+            batch = (now["feats"], now["feats_lengths"])
+            found = system.decode(*batch, method=method, **chunks, **settings_of(decode))
+            for ours, theirs in zip(found, expected, strict=True):
+                same_hypothesis(ours, theirs, f"{model.name} {decode['mode']} {method}")
+
+
+def test_streams_in_pieces_of_any_size_equal_wenets(models, systems):
+    streams = [(model, stream) for model in models for stream in model.notes.get("stream", ())]
+    assert streams
+    for model, stream in streams:
+        system, now = systems[model.name], model.eval
+        feats = now["feats"][stream["utt"]][: int(now["feats_lengths"][stream["utt"]])]
+        name = f"stream.c{stream['chunk']}l{'inf' if stream['left'] < 0 else stream['left']}"
+        chunks = {"decoding_chunk_size": stream["chunk"], "num_decoding_left_chunks": stream["left"]}
+        weights = rescoring_of(model, stream, system, now[f"{name}.out"])
+        for method, (expected,) in stream["decode"].items():
+            streamer = Streamer(system, search.DecodeConf(method=method, **chunks, **weights))
+            state, partial = streamer.open(), []
+            for start in range(0, len(feats), 7):
+                (result,) = streamer.feed([state], [feats[start : start + 7]], final=start + 7 >= len(feats))
+                partial.append(result["tokens"])
+            close(torch.cat(state.encoder_out), now[f"{name}.out"][0], 1e-5, f"{model.name} {name}")
+            same_hypothesis(result, expected, f"{model.name} {name} {method}")
+            if method == "ctc_greedy_search":
+                assert [tokens for tokens in partial if tokens and tokens not in stream["partial_greedy"]] == []
+                assert partial[-1] == stream["partial_greedy"][-1]
+
+
+def rescoring_of(model: Model, stream: dict, system: U2ppMoEModel, encoder_out: torch.Tensor) -> dict:
+    """The settings of one of the model's decodes that give the stream's score; the folder does not name them."""
+    expected = stream["decode"]["attention_rescoring"][0]
+    for decode in model.notes["decode"]:
+        conf = search.DecodeConf(**settings_of(decode))
+        (found,) = system.recognise(encoder_out, torch.tensor([encoder_out.shape[1]]), conf)
+        if found["score"] == pytest.approx(expected["score"], abs=1e-4):
+            return settings_of(decode)
+    raise AssertionError(f"{model.name}: no settings give the score of a stream, {expected['score']}")
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_wenet_directories_come_back_bit_for_bit(models, tmp_path):
+    for model in models:
+        there, back = tmp_path / model.name, tmp_path / f"{model.name}.back"
+        wenet.to_model_dir(model.folder, there)
+        wenet.to_wenet(there, back)
+        ours = read_tensors(back / "final.pt")
+        assert ours.keys() == model.weights.keys()
+        assert [key for key in ours if not torch.equal(ours[key], model.weights[key])] == []
+        assert yaml.safe_load((back / "train.yaml").read_text()) == model.config
+        assert (back / "units.txt").read_bytes() == (model.folder / "units.txt").read_bytes()
+        for ours, theirs in zip(*(wenet.read_cmvn_stats(folder / "global_cmvn") for folder in (back, model.folder))):
+            assert torch.equal(ours, theirs)
+        wenet.to_wenet(there, back, tables=False)
+        assert read_tensors(back / "final.pt").keys() == {key for key in model.weights if not key.endswith(".pe")}
+        wenet.to_model_dir(back, tmp_path / "again")  # a final.pt without tables
+        again, first = (load_model(folder).state_dict() for folder in (tmp_path / "again", there))
+        assert all(torch.equal(again[key], first[key]) for key in first)
+
+
+def same_hypothesis(ours: dict, theirs: dict, where: str) -> None:
+    """All that WeNet's search gives: tokens and times exactly, scores to 1e-4."""
+    for key in ("tokens", "times", "nbest", "nbest_times"):
+        if theirs[key] is not None:
+            assert ours[key] == theirs[key], (where, key)
+    scored = theirs["score"] != 0.0  # searches that give no score say 0
+    for key in ("score", "confidence", "tokens_confidence", "nbest_scores"):
+        if theirs[key] is not None and (scored and theirs[key] != 0.0):
+            assert ours[key] == pytest.approx(theirs[key], abs=1e-4), (where, key)
 
 
 def close(ours: torch.Tensor, theirs: torch.Tensor, atol: float, where: str) -> None:

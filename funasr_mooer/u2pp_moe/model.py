@@ -1,0 +1,397 @@
+"""U2++ MoE (arXiv 2404.16407): one conformer that streams and does not, with CTC and attention decoders on top.
+
+Like the other ``model.py`` files this is the border to FunASR: it takes FunASR's whole config as keyword arguments.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from funasr_mooer.config import construct, section, suggest
+from funasr_mooer.data.features import Features
+from funasr_mooer.errors import ConfigError, DataError
+from funasr_mooer.modules.ctc import CTCHead, align
+from funasr_mooer.mooer import border
+from funasr_mooer.mooer.parts import Parts, init_part
+from funasr_mooer.u2pp_moe import search
+from funasr_mooer.u2pp_moe.loss import accuracy, smoothed_loss, teaching
+from funasr_mooer.u2pp_moe.search import DecodeConf, Hypothesis, decode_conf
+from funasr_mooer.u2pp_moe.streaming import STREAM, Streamer
+
+OBJECTIVES = ("hybrid", "ctc")
+REVERSE_WEIGHT = 0.3  # WeNet's U2++ recipes
+
+
+@dataclasses.dataclass
+class ModelConf:
+    """``model_conf`` of U2ppMoE; the first four are WeNet's.
+
+    Attributes:
+        ctc_weight: of the CTC loss; the attention loss has the rest.
+        lsm_weight: label smoothing of the attention loss.
+        reverse_weight: of the right-to-left decoder within the attention loss; by default 0.3 where there is one.
+        length_normalized_loss: the attention loss is a mean over tokens instead of a mean over utterances.
+        max_audio_s: longest audio that is decoded in one piece, seconds.
+        silence_dbfs: audio whose loudest 100 ms stay below this level is answered with an empty text.
+    """
+
+    ctc_weight: float = 0.3
+    lsm_weight: float = 0.1
+    reverse_weight: float | None = None
+    length_normalized_loss: bool = False
+    max_audio_s: float = 60.0
+    silence_dbfs: float = -75.0
+
+    def __post_init__(self) -> None:
+        for name in ("ctc_weight", "lsm_weight", "reverse_weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ConfigError(f"model_conf.{name}={value} must lie between 0 and 1")
+
+
+@dataclasses.dataclass
+class Losses:
+    """Losses of a batch as WeNet defines them: sums over tokens, means over utterances.
+
+    Attributes:
+        total: ctc_weight * ctc + (1 - ctc_weight) * attention.
+        ctc: of the CTC head.
+        attention: (1 - reverse_weight) * left + reverse_weight * right; None if the objective is CTC alone.
+        left: of the left-to-right decoder.
+        right: of the right-to-left decoder; None without one.
+        accuracy: share of tokens that the left-to-right decoder predicts right.
+    """
+
+    total: Tensor
+    ctc: Tensor
+    attention: Tensor | None = None
+    left: Tensor | None = None
+    right: Tensor | None = None
+    accuracy: Tensor | None = None
+
+
+class U2ppMoEModel(Parts):
+    """Conformer encoder with a CTC head and one or two attention decoders.
+
+    Args:
+        config: FunASR's config, sections and built tokenizer and frontend together; see :mod:`funasr_mooer.mooer.border`.
+
+    Attributes:
+        objective: ``hybrid``, CTC and attention together; or ``ctc`` alone.
+        sos: start symbol of the decoders.
+        eos: their end symbol.
+    """
+
+    part_names = ("encoder", "ctc", "decoder")
+
+    def __init__(self, **config: Any):
+        super().__init__()
+        self.config = border.sections(config)
+        for name in ("encoder_conf", "ctc_conf", "decoder_conf"):
+            self.config.setdefault(name, {})
+        self.model_conf = section(ModelConf, self.config.get("model_conf"), "model_conf")
+        self.tokenizer = border.tokenizer(config, "MooerUnitsTokenizer")
+        self.sos, self.eos = self.tokenizer.sos_id, self.tokenizer.eos_id
+        self.features = Features(self.config.get("frontend_conf"))
+        self.encoder = border.encoder(self.config, self.features.output_size())
+        size, vocab = self.encoder.output_size, len(self.tokenizer)
+        self.ctc = self._part("ctc", CTCHead, encoder_dim=size, vocab_size=vocab, blank_id=self.tokenizer.pad_id)
+        decoder = border.registered("decoder_classes", self.config, "decoder")
+        self.decoder = self._part("decoder", decoder, vocab_size=vocab, encoder_output_size=size)
+        if self.model_conf.reverse_weight is None:
+            self.model_conf.reverse_weight = 0.0 if self.decoder.right_to_left is None else REVERSE_WEIGHT
+        if self.model_conf.reverse_weight > 0 and self.decoder.right_to_left is None:
+            raise ConfigError("model_conf.reverse_weight is above 0, which needs decoder: MoEBiTransformerDecoder")
+        self.objective = "hybrid"
+        # All parts learn together, also from trained weights, unless encoder_conf.freeze says otherwise.
+        frozen = border.encoder_is_frozen({"encoder_conf": {"freeze": False, **self.config["encoder_conf"]}})
+        self.train_parts(["ctc", "decoder", *([] if frozen else ["encoder"])])
+
+    def _part(self, name: str, cls: type, **given: Any) -> torch.nn.Module:
+        conf, init = border.split_init(self.config[f"{name}_conf"])
+        module = construct(cls, conf, f"{name}_conf", **given)
+        found = init_part(module, *init, f"{name}_conf", name)
+        if found:
+            self.config[f"{name}_conf"]["fingerprint"] = found
+        return module
+
+    # -- model directory --------------------------------------------------------------------------------------
+
+    def save_parts(self, directory: str | Path, names: Sequence[str]) -> None:
+        """Also the units (and sentence pieces): a model directory is whole."""
+        super().save_parts(directory, names)
+        for name, path in self._tokenizer_files().items():
+            target = Path(directory) / TOKENIZER_FILES[name]
+            if path.resolve() != target.resolve():
+                shutil.copyfile(path, target)
+
+    def config_for(self, names: Sequence[str]) -> dict[str, Any]:
+        config = super().config_for(names)
+        for name in self._tokenizer_files():
+            config["tokenizer_conf"][name] = TOKENIZER_FILES[name]
+        return config
+
+    def _tokenizer_files(self) -> dict[str, Path]:
+        files = {"init": self.tokenizer.file, "bpe_model": self.tokenizer.bpe_model}
+        return {name: path for name, path in files.items() if path is not None}
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def forward(
+        self, feats: Tensor, feat_lengths: Tensor, transcript_ids: Tensor, transcript_lengths: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """FunASR's training contract: mean loss, statistics, and what the loss was averaged over.
+
+        The loss is WeNet's (:meth:`losses`) per token instead of per utterance, so that batches on several
+        processes, or one after the other, add up to the same gradient as one large batch.
+
+        Args:
+            feats: (B, T, F) features.
+            feat_lengths: (B,) frames.
+            transcript_ids: (B, N) tokens of what was said, padded with anything.
+            transcript_lengths: (B,).
+
+        Returns:
+            loss per token (0-dim, float32); ``loss``, ``loss_ctc``, ``loss_att`` and ``acc`` detached; number of
+            tokens (0-dim).
+        """
+        found = self.losses(feats, feat_lengths, transcript_ids, transcript_lengths)
+        count = transcript_lengths.sum()
+        scale = len(feats) / count.clamp(min=1)
+        stats = {"loss": found.total * scale, "loss_ctc": found.ctc * scale}
+        if found.attention is not None:
+            stats |= {"loss_att": found.attention * scale, "acc": found.accuracy}
+        return stats["loss"], {name: value.detach() for name, value in stats.items()}, count
+
+    def losses(self, feats: Tensor, feat_lengths: Tensor, transcript_ids: Tensor, transcript_lengths: Tensor) -> Losses:
+        """WeNet's losses; arguments as for :meth:`forward`."""
+        conf = self.model_conf
+        encoder_out, encoder_lengths = self.encoder(feats, feat_lengths)
+        ctc = self.ctc.loss(encoder_out, encoder_lengths, transcript_ids, transcript_lengths)
+        ctc = ctc * transcript_lengths.sum() / len(feats)
+        if self.objective == "ctc":
+            return Losses(ctc, ctc)
+        audio, transcript = (encoder_out, encoder_lengths), (transcript_ids, transcript_lengths)
+        left, correct = self._attention_loss(self.decoder.left_to_right, audio, transcript, backwards=False)
+        right, attention = None, left
+        if conf.reverse_weight > 0:
+            right, _ = self._attention_loss(self.decoder.right_to_left, audio, transcript, backwards=True)
+            attention = (1 - conf.reverse_weight) * left + conf.reverse_weight * right
+        total = conf.ctc_weight * ctc + (1 - conf.ctc_weight) * attention
+        return Losses(total, ctc, attention, left, right, correct)
+
+    def _attention_loss(
+        self,
+        decoder: torch.nn.Module,
+        audio: tuple[Tensor, Tensor],
+        transcript: tuple[Tensor, Tensor],
+        backwards: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Loss and accuracy of one decoder."""
+        taught = teaching(*transcript, self.sos, self.eos, backwards)
+        logits = decoder(*audio, taught.inputs, taught.lengths)
+        loss = smoothed_loss(logits, taught.targets, self.model_conf.lsm_weight)
+        over = taught.lengths.sum() if self.model_conf.length_normalized_loss else len(taught.lengths)
+        return loss / over, accuracy(logits, taught.targets)
+
+    def set_objective(self, name: str) -> None:
+        """Choose what :meth:`forward` computes.
+
+        Raises:
+            ConfigError: not one of ``hybrid``, ``ctc``.
+        """
+        if name not in OBJECTIVES:
+            raise ConfigError(f"objective '{name}' is unknown to U2ppMoE{suggest(name, OBJECTIVES)}")
+        self.objective = name
+
+    # -- decoding ---------------------------------------------------------------------------------------------
+
+    def audio_lengths(self, num_samples: int | np.ndarray) -> np.ndarray:
+        """Encoder frames for utterances of so many 16 kHz samples."""
+        frames = torch.as_tensor(np.atleast_1d(self.features.num_frames(num_samples)))
+        return self.encoder.output_lengths(frames).numpy()
+
+    @torch.no_grad()
+    def decode(self, feats: Tensor, feat_lengths: Tensor, **settings: Any) -> list[dict[str, Any]]:
+        """Decode a batch, (B, T, F) and (B,); the result of an utterance does not depend on the others.
+
+        Args:
+            feats: (B, T, F) features.
+            feat_lengths: (B,) frames.
+            settings: fields of :class:`~funasr_mooer.u2pp_moe.search.DecodeConf`: ``method``,
+                ``decoding_chunk_size``, ``num_decoding_left_chunks``, ``beam_size``, ``ctc_weight``,
+                ``reverse_weight``, ``blank_penalty``, ``length_penalty``; else ``decode_conf`` of the config.
+
+        Returns:
+            per utterance ``text``, ``timestamp`` ([start, end] of each token in ms) and the fields of
+            :class:`~funasr_mooer.u2pp_moe.search.Hypothesis`: ``tokens``, ``score``, ``times``, ``nbest``,
+            ``nbest_scores``, ``nbest_times``, ``tokens_confidence``, ``confidence``.
+
+        Raises:
+            ConfigError: an unknown setting or one that cannot work.
+        """
+        for key in settings:
+            if key not in search.DECODE_KEYS:
+                raise ConfigError(f"decode({key}=...): unknown setting{suggest(key, search.DECODE_KEYS)}")
+        return self.decode_with(decode_conf(self.config.get("decode_conf"), settings), feats, feat_lengths)
+
+    @torch.no_grad()
+    def decode_with(self, conf: DecodeConf, feats: Tensor, feat_lengths: Tensor) -> list[dict[str, Any]]:
+        """:meth:`decode` with typed settings."""
+        chunks = (conf.decoding_chunk_size, conf.num_decoding_left_chunks)
+        encoder_out, lengths = self.encoder(feats, feat_lengths, *chunks)
+        return self.recognise(encoder_out, lengths, conf)
+
+    @torch.no_grad()
+    def recognise(
+        self,
+        encoder_out: Tensor,
+        encoder_lengths: Tensor,
+        conf: DecodeConf,
+        found: Sequence[Hypothesis] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Results for encoder frames (B, T', D), (B,).
+
+        Args:
+            encoder_out: (B, T', D).
+            encoder_lengths: (B,).
+            conf: the search.
+            found: what a CTC search over these frames found, if that was done already.
+        """
+        blank, audio = self.ctc.blank_id, (encoder_out, encoder_lengths)
+        log_probs, lengths = self.ctc_log_probs(encoder_out, conf.blank_penalty).cpu(), encoder_lengths.cpu()
+        if conf.method == "attention":
+            symbols = (self.sos, self.eos)
+            found = search.attention_search(self.decoder, *audio, *symbols, conf.beam_size, conf.length_penalty)
+        elif found is None and conf.method == "ctc_greedy_search":
+            found = search.ctc_greedy_search(log_probs, lengths, blank)
+        elif found is None:
+            found = search.ctc_prefix_beam_search(log_probs, lengths, conf.beam_size, blank)
+        if conf.method == "attention_rescoring":
+            reverse = self.model_conf.reverse_weight if conf.reverse_weight is None else conf.reverse_weight
+            symbols = (self.sos, self.eos)
+            found = search.attention_rescoring(self.decoder, *audio, found, *symbols, conf.ctc_weight, reverse)
+        return [self._result(row[:n], each) for row, n, each in zip(log_probs, lengths.tolist(), found)]
+
+    def ctc_log_probs(self, encoder_out: Tensor, blank_penalty: float = 0.0) -> Tensor:
+        """(B, T', D) -> (B, T', V) float32, the blank made less likely by ``blank_penalty``."""
+        if not blank_penalty:
+            return self.ctc.log_probs(encoder_out)
+        logits = self.ctc.ctc_lo(encoder_out).float()
+        logits[..., self.ctc.blank_id] -= blank_penalty
+        return logits.log_softmax(dim=-1)
+
+    def _result(self, log_probs: Tensor, found: Hypothesis) -> dict[str, Any]:
+        """One utterance's fields; times come from the most probable CTC path that spells the tokens."""
+        result = {"text": self.tokenizer.decode(found.tokens), **vars(found)}
+        try:
+            spans = align(log_probs, found.tokens, self.ctc.blank_id)
+        except DataError:  # an attention decoder may say more tokens than there are frames: it knows no times
+            return {**result, "timestamp": None}
+        if found.times is None:
+            result["times"] = [start for start, _ in spans]
+        frame_ms = self.encoder.frame_ms
+        return {**result, "timestamp": [[round(start * frame_ms), round(end * frame_ms)] for start, end in spans]}
+
+    @torch.no_grad()
+    def inference(
+        self,
+        data_in: Sequence[Any],
+        data_lengths: Tensor | None = None,
+        key: Sequence[str] | None = None,
+        return_token_ids: bool = False,
+        cache: dict[str, Any] | None = None,
+        is_final: bool = False,
+        **config: Any,
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """FunASR's decoding contract; what ``AutoModel.generate`` calls with one batch.
+
+        With ``cache`` the audio is the next piece of a stream: pass ``{}`` first, the same dict after that, and
+        ``is_final=True`` with the last piece. The text is that of the whole stream so far.
+
+        Args:
+            data_in: audio as paths, arrays (N,), tensors or bytes; features (T, F) with ``data_type="fbank"``.
+            data_lengths: frames of each feature matrix, with ``data_type="fbank"``.
+            key: utterance ids.
+            return_token_ids: add ``token_ids``, ``score``, and everything else that :meth:`decode` returns.
+            cache: the state of a stream; see :mod:`funasr_mooer.u2pp_moe.streaming`.
+            is_final: whether this piece ends the stream.
+            config: FunASR's config and the call's settings; those of :class:`DecodeConf` are used.
+
+        Returns:
+            one ``{"key", "text", "timestamp", "confidence"}`` per input, in order (of a stream also ``is_final``),
+            and timing for FunASR's progress line.
+
+        Raises:
+            ConfigError: decoding settings that cannot work.
+            DataError: audio that cannot be read, or is too long; or a stream that has ended.
+        """
+        conf = decode_conf(self.config.get("decode_conf"), config)
+        if cache is not None:
+            return self._hear(data_in, key, cache, is_final, conf, config, return_token_ids)
+        started = time.perf_counter()
+        batch = border.read_inputs(
+            data_in,
+            data_lengths,
+            key,
+            config,
+            self.features,
+            max_audio_s=self.model_conf.max_audio_s,
+            silence_dbfs=self.model_conf.silence_dbfs,
+        )
+        loaded = time.perf_counter()
+        unit = f"one encoder frame of {self.encoder.frame_ms:g} ms"
+        device = next(self.parameters()).device
+        frames = self.encoder.output_lengths(batch.feat_lengths)
+
+        def decode(feats: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
+            return [_shown(result, return_token_ids) for result in self.decode_with(conf, feats, lengths)]
+
+        results = border.decode_inputs(batch, frames, unit, device, decode)
+        if not return_token_ids:
+            for result in results:
+                result.pop("token_ids", None)
+        return results, {"load_data": f"{loaded - started:0.3f}", "batch_data_time": max(batch.audio_s, 1e-3)}
+
+    def _hear(
+        self,
+        data_in: Sequence[Any],
+        key: Sequence[str] | None,
+        cache: dict[str, Any],
+        is_final: bool,
+        conf: DecodeConf,
+        config: Mapping[str, Any],
+        return_token_ids: bool,
+    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """One piece of one stream."""
+        if len(data_in) != 1:
+            raise DataError(f"a cache belongs to one stream, not {len(data_in)}; Streamer.feed takes several at once")
+        rate = int(config.get("fs") or self.features.conf.fs)
+        if rate != self.features.conf.fs:
+            raise DataError(f"fs={rate}: a stream must have {self.features.conf.fs} Hz")
+        streamer = Streamer(self, conf)
+        stream = cache.setdefault(STREAM, streamer.open())
+        piece = data_in[0].detach().cpu().numpy() if isinstance(data_in[0], Tensor) else data_in[0]
+        (result,) = streamer.feed([stream], [piece], is_final)
+        result = {"key": str(key[0]) if key else "utt0", **_shown(result, return_token_ids)}
+        return [result], {"batch_data_time": max(len(piece) / rate, 1e-3)}
+
+
+TOKENIZER_FILES = {"init": "units.txt", "bpe_model": "bpe.model"}
+BRIEF = ("text", "timestamp", "confidence", "is_final", "warning")
+
+
+def _shown(result: dict[str, Any], everything: bool) -> dict[str, Any]:
+    """What ``inference`` returns of a result."""
+    if everything:
+        return {**result, "token_ids": result["tokens"]}
+    return {key: result[key] for key in BRIEF if key in result}
