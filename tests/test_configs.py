@@ -11,8 +11,9 @@ import yaml
 
 from funasr_mooer.config import load_config, section
 from funasr_mooer.data.loader import DatasetConf
-from funasr_mooer.mooer.generate import DECODE_KEYS, decode_conf
+from funasr_mooer.mooer import generate
 from funasr_mooer.train.stages import read_stages, trained_parts
+from funasr_mooer.u2pp_moe import search
 
 ROOT = Path(__file__).resolve().parents[1]
 WORK = {"exp", "data"}  # what recipes write
@@ -23,26 +24,41 @@ FOUND = sorted(
     if not any(part.split("_")[0] in WORK for part in path.relative_to(ROOT).parts)
 )
 SYSTEMS = [path for path in FOUND if re.search(r"^model:", path.read_text(encoding="utf-8"), re.MULTILINE)]
-# A constructor's sizes -> tiny ones; an encoder gets those that it has.
-TINY = {"output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 2, "n_expert": 2, "num_experts": 2}
+# A constructor's sizes -> tiny ones; encoder and decoder get those that they have.
+TINY = {"output_size": 16, "attention_heads": 2, "linear_units": 32, "num_blocks": 2, "r_num_blocks": 1, "n_expert": 2}
+# Whose decoding settings a model takes.
+DECODING = {"MooER": generate, "MooerCTC": generate, "U2ppMoE": search}
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizers(tiny_llm, tmp_path_factory) -> dict[str, Path]:
+    """What ``tokenizer_conf.init`` may name, for each kind of tokenizer."""
+    units = tmp_path_factory.mktemp("units") / "units.txt"
+    units.write_text(
+        "".join(f"{unit} {i}\n" for i, unit in enumerate("<blank> <unk> 打 开 关 灯 零 一 <sos/eos>".split()))
+    )
+    return {"MooerTokenizer": tiny_llm, "MooerUnitsTokenizer": units}
 
 
 def name(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def tiny_overrides(config: dict, llm: Path) -> list[str]:
+def tiny_overrides(config: dict, tokenizers: dict[str, Path]) -> list[str]:
     """What makes a system small: its own structure, with tiny layers, a tiny LLM and no files."""
     from funasr.register import tables
 
     import funasr_mooer  # noqa: F401  (registers the encoders)
 
-    wanted = {"tokenizer_conf.init": str(llm), "frontend_conf.cmvn_file": "null"}
-    encoder = inspect.signature(tables.encoder_classes[config["encoder"]]).parameters
-    wanted |= {f"encoder_conf.{key}": size for key, size in TINY.items() if key in encoder}
-    wanted |= {f"{part}_conf.init": "null" for part in ("encoder", "adapter", "ctc") if f"{part}_conf" in config}
+    wanted = {"tokenizer_conf.init": tokenizers[config["tokenizer"]], "frontend_conf.cmvn_file": "null"}
+    for part, classes in (("encoder", tables.encoder_classes), ("decoder", tables.decoder_classes)):
+        if part in config:
+            known = inspect.signature(classes[config[part]]).parameters
+            wanted |= {f"{part}_conf.{key}": size for key, size in TINY.items() if key in known}
+    parts = ("encoder", "decoder", "adapter", "ctc")
+    wanted |= {f"{part}_conf.init": "null" for part in parts if f"{part}_conf" in config}
     if "llm" in config:
-        wanted |= {"llm_conf.init": str(llm), "llm_conf.dtype": "float32"}
+        wanted |= {"llm_conf.init": tokenizers["MooerTokenizer"], "llm_conf.dtype": "float32"}
         if (config.get("llm_conf") or {}).get("lora"):
             wanted |= {"llm_conf.lora.init": "null", "llm_conf.lora.r": 2}
     return [f"++{key}={value}" for key, value in wanted.items()]
@@ -54,17 +70,18 @@ def test_configs_are_found():
 
 
 @pytest.mark.parametrize("path", SYSTEMS, ids=name)
-def test_a_system_builds_and_takes_a_training_step(path, tiny_llm):
+def test_a_system_builds_and_takes_a_training_step(path, tiny_tokenizers):
     from funasr_mooer.auto import build_model
     from funasr_mooer.mooer.border import SECTIONS
 
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert set(raw) <= set(SECTIONS)
-    config = load_config(path, tiny_overrides(raw, tiny_llm))
+    config = load_config(path, tiny_overrides(raw, tiny_tokenizers))
     model = build_model(config).train()
     section(DatasetConf, config.get("dataset_conf"), "dataset_conf")
-    decode_conf(config.get("decode_conf"))
-    assert set(config.get("decode_conf") or {}) <= set(DECODE_KEYS)
+    decoding = DECODING[config["model"]]
+    decoding.decode_conf(config.get("decode_conf"))
+    assert set(config.get("decode_conf") or {}) <= set(decoding.DECODE_KEYS)
 
     _, stages = read_stages(config)
     assert trained_parts(model, stages)
@@ -107,8 +124,9 @@ def test_what_is_no_system_holds_decoding_settings_or_sections_of_one(path, tiny
     from funasr_mooer.mooer.tokenizer import MooerTokenizer
 
     config = load_config(path)
-    if set(config) <= set(DECODE_KEYS):
-        decode_conf(config)
+    decoding = [settings for settings in DECODING.values() if set(config) <= set(settings.DECODE_KEYS)]
+    if decoding:
+        decoding[0].decode_conf(config)
     else:
         assert set(config) <= set(SECTIONS)
         Prompt(MooerTokenizer(str(tiny_llm)), config.get("prompt_conf"))
