@@ -17,10 +17,12 @@ from funasr_mooer.mooer import release
 from funasr_mooer.mooer.border import build_model
 from funasr_mooer.mooer.generate import DECODE_KEYS
 from funasr_mooer.mooer.parts import Parts
+from funasr_mooer.u2pp_moe.search import DECODE_KEYS as U2PP_DECODE_KEYS
 
 # What may be given to generate() beside the decoding settings: ours, then FunASR's.
 CALL_KEYS = (
     *DECODE_KEYS,
+    *U2PP_DECODE_KEYS,
     *("task", "on_text", "return_token_ids", "fs", "data_type", "batch_size", "batch_size_s", "cache", "is_final"),
     *("language", "hotword", "disable_pbar", "merge_vad", "merge_length_s", "batch_size_threshold_s", "use_itn"),
     *("sentence_timestamp", "output_timestamp", "return_raw_text", "progress_callback", "key", "output_dir"),

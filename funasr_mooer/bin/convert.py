@@ -12,6 +12,8 @@ EXAMPLES = """examples:
   funasr-mooer convert mooer --release pretrained_models --weights asr_ast_mtl --out exp/released
   funasr-mooer convert mooer --release pretrained_models --weights asr --tasks asr,ast --out exp/released
   funasr-mooer convert mooer --model exp/mooer/best --release OUT        # the official layout
+  funasr-mooer convert wenet --wenet wenet/exp/u2pp --out exp/u2pp       # train.yaml, units.txt, global_cmvn, final.pt
+  funasr-mooer convert wenet --model exp/u2pp_moe/best --wenet OUT
 """
 
 
@@ -43,6 +45,19 @@ def parser() -> argparse.ArgumentParser:
     mooer.add_argument("--llm", metavar="DIR", help="the base LLM, where it does not lie in the release")
     mooer.add_argument("--attention-heads", type=int, default=4, help="of the encoder; not stored in its weights")
     mooer.set_defaults(convert=convert_mooer, parser=mooer)
+    wenet = kinds.add_parser("wenet", help="WeNet's U2++ models, dense or with experts", epilog=EXAMPLES)
+    wenet.add_argument(
+        "--wenet", required=True, metavar="DIR", help="WeNet model directory: read, or with --model written"
+    )
+    wenet.add_argument("--out", metavar="MODEL_DIR", help="model directory to write")
+    wenet.add_argument("--model", metavar="MODEL_DIR", help="model directory to write as WeNet's")
+    wenet.add_argument(
+        "--checkpoint", metavar="FILE", help="weights in --wenet; default: final.pt, or else model.safetensors"
+    )
+    wenet.add_argument(
+        "--without-tables", action="store_true", help="leave out the position tables, as older versions of WeNet do"
+    )
+    wenet.set_defaults(convert=convert_wenet, parser=wenet)
     return top
 
 
@@ -61,6 +76,20 @@ def convert_mooer(args: argparse.Namespace) -> int:
     tasks = args.tasks.split(",") if args.tasks else None
     release.to_model_dir(args.release, args.out, args.weights, tasks, args.llm, args.attention_heads)
     print(f"wrote {args.out}")
+    return 0
+
+
+def convert_wenet(args: argparse.Namespace) -> int:
+    """WeNet directory -> model directory, or with ``--model`` the other way round."""
+    from funasr_mooer.u2pp_moe import wenet
+
+    if bool(args.model) == bool(args.out):
+        args.parser.error("give --out MODEL_DIR to read WeNet's files, or --model MODEL_DIR to write them")
+    if args.model:
+        wenet.to_wenet(args.model, args.wenet, tables=not args.without_tables)
+    else:
+        wenet.to_model_dir(args.wenet, args.out, args.checkpoint)
+    print(f"wrote {args.wenet if args.model else args.out}")
     return 0
 
 

@@ -55,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     """The command line, and the decoding settings: those of ``--config`` under the ``++key=value`` ones."""
-    from funasr_mooer.config import load_config, override, suggest
-    from funasr_mooer.errors import ConfigError
+    from funasr_mooer.config import load_config, override
     from funasr_mooer.mooer.generate import DECODE_KEYS
+    from funasr_mooer.u2pp_moe.search import DECODE_KEYS as U2PP_DECODE_KEYS
 
     parser = argparse.ArgumentParser(
         prog="funasr-mooer decode",
@@ -81,10 +81,22 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     args, rest = parser.parse_known_args(argv)
     settings = load_config(args.config) if args.config else {}
     settings = override(settings, rest, "decoding settings")
-    for key in settings:
-        if key not in DECODE_KEYS:
-            raise ConfigError(f"decoding setting '{key}' is unknown{suggest(key, DECODE_KEYS)}")
+    check_settings(settings, (*DECODE_KEYS, *U2PP_DECODE_KEYS))
     return args, settings
+
+
+def check_settings(settings: dict[str, Any], known: Sequence[str]) -> None:
+    """Refuse decoding settings that are not ``known``.
+
+    Raises:
+        ConfigError: names the first one, and what it may have been meant to be.
+    """
+    from funasr_mooer.config import suggest
+    from funasr_mooer.errors import ConfigError
+
+    for key in settings:
+        if key not in known:
+            raise ConfigError(f"decoding setting '{key}' is unknown{suggest(key, known)}")
 
 
 def decode(args: argparse.Namespace, settings: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
@@ -95,6 +107,7 @@ def decode(args: argparse.Namespace, settings: dict[str, Any], rank: int, world:
     every = clips(args.data, args.allow_pipes)
     share = sorted(every, key=lambda clip: (-clip.seconds, clip.utt_id))[rank::world]
     model = load_model(args.model, args.device)
+    check_settings(settings, model.decode_keys)  # each system has its own
     if hasattr(model, "check_task"):
         settings = {**settings, "task": model.check_task(args.task)}
     problems: list[str] = []

@@ -10,18 +10,20 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from funasr_mooer.bin.cli import run
 from funasr_mooer.data.kaldi_dir import read_kaldi_dir
 from funasr_mooer.data.shards import index_tars, write_pack
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
+from funasr_mooer.u2pp_moe.tokenizer import MooerUnitsTokenizer
 
 
 @run
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line entry; returns the exit status."""
     args = _parser().parse_args(argv)
-    tokenizer = MooerTokenizer(args.tokenizer)
+    tokenizer = open_tokenizer(args.tokenizer)
     common = {"nj": args.nj, "max_bad": args.max_bad, "progress": _progress}
     if args.tar:
         meta = index_tars(args.tar, args.out, tokenizer, **common)
@@ -38,6 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def open_tokenizer(path: str) -> MooerTokenizer | MooerUnitsTokenizer:
+    """What a path holds: the units of a U2++ model (``units.txt``), or the tokenizer of an LLM."""
+    units = Path(path).is_file() or (Path(path) / "units.txt").is_file()
+    return MooerUnitsTokenizer(path) if units else MooerTokenizer(path)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="funasr-mooer pack", description=__doc__.splitlines()[0])
     source = parser.add_mutually_exclusive_group(required=True)
@@ -46,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     source.add_argument("--tar", nargs="+", help="instead: shards written by MooER or WeNet, indexed where they are")
     parser.add_argument("--out", required=True, help="folder to write; appears when it is whole")
-    parser.add_argument("--tokenizer", required=True, help="folder of the LLM or of its tokenizer")
+    parser.add_argument("--tokenizer", required=True, help="folder of the LLM or of its tokenizer; for U2++ units.txt")
     parser.add_argument("--nj", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
     parser.add_argument(
         "--format", choices=["wav", "flac"], default="wav", help="wav loads faster, flac is half the size"

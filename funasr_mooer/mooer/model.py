@@ -21,7 +21,7 @@ from funasr_mooer.errors import ConfigError, DataError
 from funasr_mooer.modules.ctc import CTCHead
 from funasr_mooer.modules.splice import splice_audio
 from funasr_mooer.mooer import border
-from funasr_mooer.mooer.generate import Answer, DecodeConf, TextCallback, decode_conf, search
+from funasr_mooer.mooer.generate import DECODE_KEYS, Answer, DecodeConf, TextCallback, decode_conf, search
 from funasr_mooer.mooer.parts import Parts, init_part
 from funasr_mooer.mooer.prompt import Prompt
 
@@ -56,6 +56,7 @@ class MooerModel(Parts):
     """
 
     part_names = ("encoder", "ctc", "adapter", "lora", "llm")
+    decode_keys = DECODE_KEYS
 
     def __init__(self, **config: Any):
         super().__init__()

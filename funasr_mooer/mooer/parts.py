@@ -23,6 +23,7 @@ class Parts(nn.Module):
     """
 
     part_names: Sequence[str] = ()  # the parts that this class may have, in reading order
+    decode_keys: Sequence[str] = ()  # the decoding settings that it takes
 
     def __init__(self) -> None:
         super().__init__()

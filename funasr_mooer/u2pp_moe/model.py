@@ -92,6 +92,7 @@ class U2ppMoEModel(Parts):
     """
 
     part_names = ("encoder", "ctc", "decoder")
+    decode_keys = search.DECODE_KEYS
 
     def __init__(self, **config: Any):
         super().__init__()

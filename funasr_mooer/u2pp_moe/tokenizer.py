@@ -12,6 +12,7 @@ from pathlib import Path
 from funasr_mooer.errors import CheckpointError, ConfigError, DataError, DependencyError
 
 BLANK, UNK, SPACE, BOTH = "<blank>", "<unk>", "▁", "<sos/eos>"
+MARKED = re.compile(r"<.+>|\[.+\]|\{.+\}")
 CHINESE = re.compile(r"([\u4e00-\u9fff])")
 
 
@@ -24,10 +25,10 @@ class MooerUnitsTokenizer:
 
     Args:
         init: the table, or a folder that holds it as ``units.txt``.
-        split_with_space: units are words.
+        split_with_space: units are words; by default, whether the table has units of several characters.
         special_tokens: ids of ``<blank>``, ``<unk>``, ``<sos>`` and ``<eos>``; what is not given is looked up in
             the table. ``<sos>`` and ``<eos>`` may be one unit, ``<sos/eos>``; without any it is the last unit.
-        bpe_model: sentence piece model.
+        bpe_model: sentence piece model; by default ``bpe.model`` of the folder, where there is one.
 
     Raises:
         CheckpointError: no such table or model.
@@ -37,7 +38,7 @@ class MooerUnitsTokenizer:
     def __init__(
         self,
         init: str,
-        split_with_space: bool = False,
+        split_with_space: bool | None = None,
         special_tokens: Mapping | None = None,
         bpe_model: str | None = None,
     ):
@@ -49,7 +50,6 @@ class MooerUnitsTokenizer:
             )
         self.table = read_units(self.file)
         self.units = {i: unit for unit, i in reversed(self.table.items())}
-        self.split_with_space = split_with_space
         special = {**_specials(self.table), **{k: int(v) for k, v in (special_tokens or {}).items()}}
         for name, i in special.items():
             if i not in self.units:
@@ -58,11 +58,18 @@ class MooerUnitsTokenizer:
                 )
         self.pad_id, self.sos_id, self.eos_id = special[BLANK], special["<sos>"], special["<eos>"]
         self.unk_id: int | None = special.get(UNK)
+        beside = self.file.with_name("bpe.model")
+        if bpe_model is None and Path(init).is_dir() and beside.is_file():
+            bpe_model = str(beside)
         self.bpe_model = None if bpe_model is None else Path(bpe_model)
         if self.bpe_model is not None and not self.bpe_model.is_file():
             raise CheckpointError(f"tokenizer_conf.bpe_model: {bpe_model} does not exist")
         self._silent = {self.pad_id, self.sos_id, self.eos_id}  # never text
-        marked = [u for u, i in self.table.items() if i not in self._silent and re.fullmatch(r"<.+>|\[.+\]|\{.+\}", u)]
+        words = [unit for unit, i in self.table.items() if i not in self._silent]
+        marked = [unit for unit in words if MARKED.fullmatch(unit)]
+        if split_with_space is None:
+            split_with_space = self.bpe_model is None and any(len(unit) > 1 for unit in {*words} - {*marked})
+        self.split_with_space = split_with_space
         self._marked = re.compile("(" + "|".join(map(re.escape, marked)) + ")") if marked else None
 
     def __len__(self) -> int:
