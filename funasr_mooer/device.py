@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import importlib.util
+import logging
 import os
 import random
+from collections.abc import Iterator
+from types import ModuleType
 
 import numpy as np
 import torch
 
 from funasr_mooer.errors import DeviceError
+
+log = logging.getLogger(__name__)
 
 ACCELERATORS = ("musa", "cuda")  # in the order in which "auto" looks for them
 COLLECTIVES = {"cpu": "gloo", "cuda": "nccl", "musa": "mccl"}
@@ -27,17 +33,12 @@ def resolve(name: str | torch.device = "auto") -> torch.device:
         DeviceError: the device was named and is not usable here.
     """
     if str(name) == "auto":
-        kind = next((kind for kind in ACCELERATORS if is_available(kind)), "cpu")
-        return torch.device(kind)
+        name = next((kind for kind in ACCELERATORS if is_available(kind)), "cpu")
     kind = str(name).split(":")[0]
     if kind not in COLLECTIVES:
         raise DeviceError(f"device '{name}' is not known; use one of auto, cpu, cuda, musa")
     if kind != "cpu" and not is_available(kind):
-        reason = (
-            "torch_musa is not installed"
-            if kind == "musa" and not _musa_installed()
-            else f"torch sees no {kind} device"
-        )
+        reason = (kind == "musa" and _import_torch_musa()) or f"torch sees no {kind} device"
         raise DeviceError(f"device '{name}': {reason}; use --device cpu, or run funasr-mooer doctor")
     device = torch.device(name)
     if kind == "musa":
@@ -49,20 +50,16 @@ def is_available(kind: str) -> bool:
     """Whether this process can use devices of ``kind`` (``cpu``, ``cuda`` or ``musa``)."""
     if kind == "cpu":
         return True
-    if kind == "musa" and not _musa_installed():
+    if kind == "musa" and _import_torch_musa():
         return False
-    if kind == "musa":
-        importlib.import_module("torch_musa")
-    backend = getattr(torch, kind, None)
-    return backend is not None and backend.is_available()
+    return hasattr(torch, kind) and backend(kind).is_available()
 
 
 def describe(kind: str) -> list[str]:
     """One line per usable device of ``kind``: its name and memory; for ``cpu`` its cores."""
     if kind == "cpu":
         return [f"{os.cpu_count()} cores, {torch.get_num_threads()} used by torch"]
-    backend = getattr(torch, kind)
-    found = [backend.get_device_properties(index) for index in range(backend.device_count())]
+    found = [backend(kind).get_device_properties(index) for index in range(backend(kind).device_count())]
     return [f"{item.name}, {item.total_memory / 2**30:.0f} GiB" for item in found]
 
 
@@ -74,18 +71,39 @@ def keep_parameters_on_move() -> None:
     torch.__future__.set_swap_module_params_on_conversion(True)
 
 
+@contextlib.contextmanager
+def no_move() -> Iterator[None]:
+    """Inside, ``Module.to()`` of a model that is where it should be does nothing.
+
+    After :func:`keep_parameters_on_move` it would try to swap each Parameter with itself, which fails for those that
+    someone (DeepSpeed) holds weak references to.
+    """
+    before = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(False)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(before)
+
+
 def collective_backend(device: torch.device) -> str:
     """Name of the torch.distributed backend for tensors on ``device``."""
     return COLLECTIVES[device.type]
 
 
 def supports_bf16(device: torch.device) -> bool:
-    """Whether bfloat16 is worth using: always on MUSA and recent CUDA; on a CPU only with native support."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+    """Whether bfloat16 is worth using: where the device says so; on a CPU only with native support."""
     if device.type == "cpu":
         return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
-    return True
+    module = backend(device.type)
+    if hasattr(module, "is_bf16_supported"):
+        return module.is_bf16_supported()
+    return module.get_device_capability(device) > (2, 1)  # torch_musa: not the MTT S80 and older ones
+
+
+def backend(kind: str) -> ModuleType:
+    """torch's module for accelerators of ``kind``: ``torch.cuda`` or ``torch.musa``."""
+    return getattr(torch, kind)
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
@@ -102,32 +120,13 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def rng_state() -> dict:
-    """State of every random generator that training draws from; see :func:`set_rng_state`."""
-    state = {"python": random.getstate(), "numpy": np.random.get_state(legacy=True), "torch": torch.get_rng_state()}
-    for kind in ACCELERATORS:
-        if is_available(kind):
-            state[kind] = getattr(torch, kind).get_rng_state()
-    return state
-
-
-def set_rng_state(state: dict) -> None:
-    """Put back what :func:`rng_state` returned; states of devices that are absent here are ignored."""
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.set_rng_state(state["torch"])
-    for kind in ACCELERATORS:
-        if kind in state and is_available(kind):
-            getattr(torch, kind).set_rng_state(state[kind])
-
-
 def peak_memory_gib(device: torch.device) -> float:
     """Largest memory held so far, GiB: device memory, or this process's resident set on a CPU."""
     if device.type == "cpu":
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return getattr(torch, device.type).max_memory_allocated(device) / 2**30
+    return backend(device.type).max_memory_allocated(device) / 2**30
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -137,5 +136,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, kinds) or "out of memory" in text or "can't allocate memory" in text
 
 
-def _musa_installed() -> bool:
-    return importlib.util.find_spec("torch_musa") is not None
+@functools.cache
+def _import_torch_musa() -> str:
+    """Make ``torch.musa`` known to torch; what is in the way, or an empty string."""
+    if importlib.util.find_spec("torch_musa") is None:
+        return "torch_musa is not installed"
+    try:
+        importlib.import_module("torch_musa")
+    except (ImportError, OSError, RuntimeError) as error:  # without a driver, or beside another torch than its own
+        reason = f"torch_musa is installed, but fails: {error}".splitlines()[0]
+        log.warning("%s", reason)
+        return reason
+    return ""

@@ -1,6 +1,9 @@
-"""Fixtures that find the reference numbers and the real speech that tests compare with."""
+"""Fixtures that several rooms need: reference numbers, real speech, a tiny model, a simulated MUSA device."""
 
+import importlib.util
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,19 @@ def golden() -> Path:
 def speech_data() -> Path:
     """Real speech in Kaldi directories ($FUNASR_MOOER_DATA)."""
     return _folder("FUNASR_MOOER_DATA", "data")
+
+
+@pytest.fixture(scope="session")
+def fake_musa() -> dict[str, str]:
+    """Environment of a process whose torch has a simulated MUSA device (tests/fake_musa; compiled at its first import)."""
+    if importlib.util.find_spec("torch_musa"):
+        pytest.skip("torch_musa is installed: run pytest -m gpu tests/test_musa.py on the device itself")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    missing = [tool for tool in ("c++", "ninja") if not shutil.which(tool, path=path)]
+    if missing:
+        pytest.skip(f"no {' and no '.join(missing)} to compile tests/fake_musa with")
+    folders = [str(HERE / "fake_musa"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PATH": path, "PYTHONPATH": os.pathsep.join(folders)}
 
 
 @pytest.fixture(scope="session")

@@ -186,7 +186,8 @@ def deepspeed() -> Iterator[Check]:
         yield Check("warn", "deepspeed", told, "train with train_conf.use_deepspeed: false, or reinstall it")
         return
     kind = device.resolve("auto").type
-    advice = "" if told.split()[0] == kind else f"torch has {kind}: DeepSpeed needs the vendor's build for it"
+    fits = told.split()[0] == kind or kind == "musa"  # for MUSA training gives DeepSpeed our accelerator class
+    advice = "" if fits else f"torch has {kind}: DeepSpeed needs the vendor's build for it"
     yield Check("warn" if advice else "ok", "deepspeed", f"accelerator {told}", advice)
 
 
