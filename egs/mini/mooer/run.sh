@@ -9,7 +9,8 @@ cd "$(dirname "$0")"
 stage=0 stop_stage=6
 train_utts=6000                          # half Mandarin, half English
 exp=exp                                  # encoder, language model, MooER, logs and scores land here
-device=auto nproc=1 seed=0               # device: auto, cuda, musa or cpu; nproc: devices (or CPU processes)
+device=auto seed=0                       # device: auto, cuda, musa or cpu
+nproc=2                                  # devices, or processes on a CPU
 . ../../common/recipe.sh                 # --flags, want, run, py, log, die
 . ../../common/mooer.sh                  # pack, train, average, decode, score, table
 
