@@ -1,7 +1,7 @@
 # What to type: make help
 SHELL := bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint
+.PHONY: help setup demo test lint bench
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -25,3 +25,6 @@ lint: setup ## ruff check, ruff format --check, shellcheck
 	@$(bin)/ruff check -q . && $(bin)/ruff format --check -q .
 	@$(bin)/shellcheck -x $(shell_scripts)
 	@echo "lint         clean"
+
+bench: setup ## every benchmark: each prints ratios measured in one run
+	@for file in benchmarks/*.py; do echo "== $$file"; $(bin)/python $$file || exit 1; done

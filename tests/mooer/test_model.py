@@ -236,3 +236,18 @@ def test_warnings_reach_the_log(model, caplog):
     with caplog.at_level(logging.WARNING, "funasr_mooer"):
         model.inference([np.zeros(16000, np.float32)], key=["quiet"], task="asr")
     assert "quiet: silence" in caplog.text
+
+
+def test_other_language_models_of_transformers_work_as_well(tiny_config, tiny_llm, tmp_path):
+    import shutil
+
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    for file in tiny_llm.glob("tokenizer*"):
+        shutil.copy(file, tmp_path)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    Qwen3ForCausalLM(Qwen3Config(vocab_size=48, intermediate_size=64, head_dim=8, **sizes)).save_pretrained(tmp_path)
+    model = build_model({**tiny_config, "llm_conf": {"init": str(tmp_path), "lora": {"r": 2}}})
+    model(**batch(model))[0].backward()
+    assert all(p.grad is not None for p in model.parts["lora"])
+    assert model.inference([speech(1)], task="asr", num_beams=2)[0][0]["text"] is not None

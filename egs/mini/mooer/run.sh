@@ -38,7 +38,7 @@ if want 5 "data/test_* -> $exp/*/decode/*/text"; then
   decode "$exp/mooer/model" "$exp/mooer/decode" test_zh:asr test_en:asr test_zh:ast
 fi
 if want 6 "text -> CER, WER, BLEU in README.md"; then
-  score "$exp/encoder/decode" "encoder, CTC" test_zh:asr:cer test_en:asr:wer
-  score "$exp/mooer/decode" "MooER" test_zh:asr:cer test_en:asr:wer test_zh:ast:bleu
+  score "$exp/encoder/decode" "encoder, CTC, seed $seed" test_zh:asr:cer test_en:asr:wer
+  score "$exp/mooer/decode" "MooER, seed $seed" test_zh:asr:cer test_en:asr:wer test_zh:ast:bleu
   table README.md mini "$exp"/{encoder,mooer}/decode/test_{zh,en}.asr/result.json "$exp/mooer/decode/test_zh.ast/result.json"
 fi
