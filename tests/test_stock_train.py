@@ -30,6 +30,7 @@ def pack(tmp_path, tiny_llm):
     return tmp_path / "pack"
 
 
+@pytest.mark.slow  # two processes import FunASR, one of them trains
 def test_stock_trainer_trains_and_stock_automodel_decodes(tiny_config, pack, tmp_path):
     torch.manual_seed(0)
     start, exp = tmp_path / "start", tmp_path / "exp"
