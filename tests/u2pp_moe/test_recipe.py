@@ -35,7 +35,14 @@ def prepared(tmp_path, data, config):
         "tokenizer_conf": {"init": table},
         "dataset": "MooerDataset",
         "dataset_conf": {"budget": 300, "num_workers": 0},
-        "train_conf": {"max_steps": 4, "max_epoch": 9, "validate_interval": 2, "decode_utts": 2, "tensorboard": False},
+        "train_conf": {
+            "max_steps": 4,
+            "max_epoch": 9,
+            "validate_interval": 2,
+            "save_checkpoint_interval": 2,  # FunASR's own trainer wants it equal
+            "decode_utts": 2,
+            "tensorboard": False,
+        },
         "optim_conf": {"lr": 1e-3},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
