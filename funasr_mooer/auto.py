@@ -31,7 +31,7 @@ CALL_KEYS = (
 
 def load_model(directory: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> Parts:
     """The model of a model directory, on a device, in evaluation mode."""
-    return build_model(read_model_dir(directory, overrides)).to(devices.resolve(device))
+    return devices.place(build_model(read_model_dir(directory, overrides)), devices.resolve(device))
 
 
 class AutoModel(funasr.AutoModel):
@@ -51,7 +51,9 @@ class AutoModel(funasr.AutoModel):
     def __init__(self, model: str | Path, device: str = "auto", hub: str = "ms", **overrides: Any):
         folder = locate(str(model), hub)
         options = {"disable_update": True, "disable_pbar": True, **overrides}
-        super().__init__(model=str(folder), device=str(devices.resolve(device)), hub="ms", **options)
+        place = devices.resolve(device)
+        with devices.keeping_parameters(place):
+            super().__init__(model=str(folder), device=str(place), hub="ms", **options)
 
     def generate(self, input: Any, input_len: Any = None, **call: Any) -> list[dict[str, Any]]:
         """Decode audio: paths, arrays, bytes, a wav.scp, or a list of these.

@@ -14,6 +14,7 @@ from types import ModuleType
 
 import numpy as np
 import torch
+from torch import nn
 
 from funasr_mooer.errors import DeviceError
 
@@ -40,10 +41,7 @@ def resolve(name: str | torch.device = "auto") -> torch.device:
     if kind != "cpu" and not is_available(kind):
         reason = (kind == "musa" and _import_torch_musa()) or f"torch sees no {kind} device"
         raise DeviceError(f"device '{name}': {reason}; use --device cpu, or run funasr-mooer doctor")
-    device = torch.device(name)
-    if kind == "musa":
-        keep_parameters_on_move()
-    return device
+    return torch.device(name)
 
 
 def is_available(kind: str) -> bool:
@@ -63,27 +61,25 @@ def describe(kind: str) -> list[str]:
     return [f"{item.name}, {item.total_memory / 2**30:.0f} GiB" for item in found]
 
 
-def keep_parameters_on_move() -> None:
-    """Let ``Module.to()`` keep Parameter objects, so optimisers and tied weights stay whole.
-
-    On PrivateUse1 devices such as MUSA torch would otherwise replace each Parameter by a new one.
-    """
-    torch.__future__.set_swap_module_params_on_conversion(True)
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """Move a module; its Parameters stay the same objects, so optimisers and tied weights stay whole."""
+    with keeping_parameters(device):
+        return module.to(device)
 
 
 @contextlib.contextmanager
-def no_move() -> Iterator[None]:
-    """Inside, ``Module.to()`` of a model that is where it should be does nothing.
+def keeping_parameters(device: torch.device) -> Iterator[None]:
+    """Inside, ``Module.to(device)`` keeps Parameter objects; see :func:`place`.
 
-    After :func:`keep_parameters_on_move` it would try to swap each Parameter with itself, which fails for those that
-    someone (DeepSpeed) holds weak references to.
+    On PrivateUse1 devices such as MUSA torch would replace each by a new one. It cannot keep those that someone holds
+    weak references to, as DeepSpeed does; therefore not for good.
     """
-    before = torch.__future__.get_swap_module_params_on_conversion()
-    torch.__future__.set_swap_module_params_on_conversion(False)
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(swaps or device.type == "musa")
     try:
         yield
     finally:
-        torch.__future__.set_swap_module_params_on_conversion(before)
+        torch.__future__.set_swap_module_params_on_conversion(swaps)
 
 
 def collective_backend(device: torch.device) -> str:

@@ -64,9 +64,7 @@ class Engine:
 
     def place(self, module: nn.Module) -> nn.Module:
         """Move the model to the device, before any optimiser sees its parameters."""
-        if self.device.type == "musa":
-            devices.keep_parameters_on_move()
-        self.module = module.to(self.device)
+        self.module = devices.place(module, self.device)
         return self.module
 
     def start(self, optimizer: torch.optim.Optimizer, clip: float) -> None:
@@ -121,9 +119,12 @@ class Engine:
         return values
 
     def barrier(self) -> None:
-        """Wait for the other processes."""
+        """Wait for the other processes.
+
+        Not torch's barrier: given a CPU and a machine with MUSA, it would ask gloo for MUSA.
+        """
         if self.world > 1:
-            self.accelerator.wait_for_everyone()
+            self.sum(torch.zeros(1, device=self.device)).item()
 
     @contextlib.contextmanager
     def whole_parameters(self) -> Iterator[None]:

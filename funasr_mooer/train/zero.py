@@ -61,10 +61,9 @@ class ZeroEngine(Engine):
     def start(self, optimizer: torch.optim.Optimizer, clip: float) -> None:
         """Begin a stage with a new DeepSpeed engine around the model."""
         config = {**self.config, "gradient_clipping": clip}
-        with devices.no_move():
-            self.model, self.optimizer, _, _ = self.deepspeed.initialize(
-                model=self.module, optimizer=optimizer, config=config, dist_init_required=False
-            )
+        self.model, self.optimizer, _, _ = self.deepspeed.initialize(
+            model=self.module, optimizer=optimizer, config=config, dist_init_required=False
+        )
         self.max_norm = clip
 
     def micro_step(self, inputs: Mapping[str, Any], scale: Tensor, last: bool) -> tuple[Tensor, dict[str, Tensor], Any]:

@@ -7,8 +7,14 @@ import torch
 import torch.distributed as dist
 from torch.utils._pytree import tree_map_only
 
-COLLECTIVES = """allreduce allreduce_coalesced broadcast reduce allgather _allgather_base allgather_into_tensor_coalesced
+# What torch.distributed calls, and what gloo calls it.
+COLLECTIVES = """allreduce allreduce_coalesced broadcast reduce allgather _allgather_base allgather_coalesced
     reduce_scatter _reduce_scatter_base gather scatter alltoall alltoall_base barrier""".split()
+RENAMED = {
+    "all_gather_single": "_allgather_base",
+    "reduce_scatter_single": "_reduce_scatter_base",
+    "all_to_all_single": "alltoall_base",
+}
 
 
 class Done(dist._Work):
@@ -58,8 +64,8 @@ class Mccl(dist.ProcessGroup):
         return "mccl"
 
 
-for _name in COLLECTIVES:
-    setattr(Mccl, _name, through_gloo(_name))
+for _name, _of_gloo in {**{name: name for name in COLLECTIVES}, **RENAMED}.items():
+    setattr(Mccl, _name, through_gloo(_of_gloo))
 
 
 def register() -> None:
