@@ -12,7 +12,8 @@ download=false                           # clone the corpus into --corpus
 train_utts=6000                          # strings of 2 to 7 digits
 base=../../mini/mooer                    # the recipe, run before, whose models and training data we continue with
 exp=exp                                  # checkpoints, logs and scores land here
-device=auto nproc=1 seed=0               # device: auto, cuda, musa or cpu; nproc: devices (or CPU processes)
+device=auto seed=0                       # device: auto, cuda, musa or cpu
+nproc=2                                  # devices, or processes on a CPU
 given="corpus base"
 . ../../common/recipe.sh                 # --flags, want, need, run, py, log, die
 . ../../common/mooer.sh                  # pack, train, average, decode, score, table
@@ -33,7 +34,7 @@ fi
 if want 2 "data/pack -> $exp/encoder/model: the encoder hears people"; then
   train "$base/conf/encoder.yaml" "$exp/encoder" "$sets" dev "++tokenizer_conf.init=$start/llm" \
     "++frontend_conf.cmvn_file=$start/am.mvn" "++encoder_conf.init=$start/encoder/model" "++ctc_conf.init=$start/encoder/model" \
-    "++encoder_conf.freeze=false"
+    "++encoder_conf.freeze=false" "++train_conf.max_steps=900" "++dataset_conf.ascending_epochs=0"
 fi
 if want 3 "data/pack, encoder -> $exp/mooer/model: adapter and LoRA"; then
   train "$base/conf/mooer.yaml" "$exp/mooer" "$sets" dev "++llm_conf.init=$start/llm" "++tokenizer_conf.init=$start/llm" \
