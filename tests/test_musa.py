@@ -80,6 +80,18 @@ def config(tiny_llm):
 
 
 @pytest.fixture(scope="module")
+def model_dir(config, tmp_path_factory):
+    """The model directory of an untrained model."""
+    from funasr_mooer.model_dir import write_model_dir
+    from funasr_mooer.mooer.border import build_model
+
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    write_model_dir(build_model(config), folder, ["encoder", "adapter", "lora"])
+    return folder
+
+
+@pytest.fixture(scope="module")
 def start(config, corpus, tmp_path_factory):
     """Trains with the real command in an experiment directory; returns (exit status, directory)."""
     from accelerate.state import AcceleratorState
@@ -162,15 +174,15 @@ def test_code_for_cuda_alone_and_forgotten_moves_fail_here():
 
 
 @pytest.mark.parametrize("name", ["auto", "musa"])
-def test_parameters_stay_the_same_objects_and_tied_embeddings_tied(name, on_cpu):
+def test_parameters_stay_the_same_objects_and_tied_embeddings_tied(name, model_dir):
     from funasr_mooer.auto import load_model
     from funasr_mooer.model_dir import read_model_dir
     from funasr_mooer.mooer.border import build_model
 
-    llm = load_model(on_cpu / "best", name).llm.model
+    llm = load_model(model_dir, name).llm.model
     assert llm.get_output_embeddings().weight is llm.get_input_embeddings().weight
     assert llm.get_output_embeddings().weight.device.type == "musa"
-    model = build_model(read_model_dir(on_cpu / "best"))
+    model = build_model(read_model_dir(model_dir))
     before = list(map(id, model.parameters()))
     assert list(map(id, devices.place(model, devices.resolve(name)).parameters())) == before
 
@@ -297,12 +309,14 @@ def test_u2pp_moe_streams_to_the_same_words(u2pp_moe):
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_gives_the_losses_and_weights_of_the_cpu(on_cpu, on_musa):
     assert len(losses(on_cpu)) >= 8
     np.testing.assert_allclose(losses(on_musa), losses(on_cpu), rtol=1e-4 if SIMULATED else 1e-2)
     assert_same_weights(on_cpu / "last", on_musa / "last", **CLOSE)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(start, on_musa):
     status, exp = start("resumed", "musa", "++train_conf.stages.1.steps=1")
     assert status == 0
@@ -331,6 +345,7 @@ def test_bfloat16_trains_with_losses_near_those_of_float32(start, on_musa):
 
 
 @only_simulated
+@pytest.mark.slow
 def test_a_full_device_is_one_error_that_names_the_batch(start, monkeypatch, capsys):
     from funasr_mooer.train import update
 
@@ -351,23 +366,24 @@ def test_a_full_device_is_one_error_that_names_the_batch(start, monkeypatch, cap
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_automodel_gives_the_ids_of_the_cpu(beams, on_cpu, corpus):
+def test_automodel_gives_the_ids_of_the_cpu(beams, model_dir, corpus):
     from funasr_mooer import AutoModel
 
     waves = [str(path) for path in sorted(corpus[0].parent.glob("wav*.wav"))]
     answers = []
     for device in ("cpu", "musa"):
-        model = AutoModel(model=str(on_cpu / "last"), device=device)
+        model = AutoModel(model=str(model_dir), device=device)
         assert next(model.model.parameters()).device.type == device
-        call = {"task": "asr", "num_beams": beams, "batch_size": 4, "return_token_ids": True}
-        answers.append([result["token_ids"] for result in model.generate(waves, **call)])
+        # Left alone, an untrained model says one token again and again.
+        call = {"task": "asr", "num_beams": beams, "no_repeat_ngram_size": 1, "return_token_ids": True}
+        answers.append([result["token_ids"] for result in model.generate(waves, batch_size=4, **call)])
     assert answers[0] == answers[1]
-    assert any(answers[0])
+    assert all(len(ids) > 2 for ids in answers[0])
 
 
-def test_the_decode_command_writes_the_answers_of_the_cpu(on_cpu, corpus, tmp_path):
+def test_the_decode_command_writes_the_answers_of_the_cpu(model_dir, corpus, tmp_path):
     for device in ("cpu", "musa"):
-        argv = ["--model", str(on_cpu / "last"), "--data", str(corpus[0]), "--task", "ast"]
+        argv = ["--model", str(model_dir), "--data", str(corpus[0]), "--task", "ast", "++no_repeat_ngram_size=1"]
         assert decode.main([*argv, "--out", str(tmp_path / device), "--device", device]) == 0
     cpu, musa = ((tmp_path / device / "text").read_text() for device in ("cpu", "musa"))
     assert cpu == musa
