@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,45 @@ def read_inputs(
     feats, lengths = features.batch(waves)
     warnings = [_silence(wave, silence_dbfs) for wave in waves]
     return Inputs(utt_ids, feats, lengths, warnings, sum(map(len, waves)) / SAMPLE_RATE)
+
+
+def infer(
+    model: Any,
+    data_in: Sequence[Any],
+    data_lengths: Tensor | None,
+    key: Sequence[str] | None,
+    config: Mapping[str, Any],
+    decode: Callable[[Tensor, Tensor], list[dict[str, Any]]],
+    positions: Callable[[Tensor], Tensor],
+    unit: str,
+    return_token_ids: bool,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What every model's ``inference`` does around its own search: read, decode, report.
+
+    Args:
+        model: its ``features``, ``model_conf`` (``max_audio_s``, ``silence_dbfs``) and device are used.
+        data_in: see :func:`read_inputs`, as ``data_lengths``, ``key`` and ``config``.
+        data_lengths: frames of each feature matrix.
+        key: utterance ids.
+        config: FunASR's config and the call's settings.
+        decode: see :func:`decode_inputs`.
+        positions: feature frames (B,) -> what the model makes of them, (B,).
+        unit: what one position is.
+        return_token_ids: keep ``token_ids`` in the results.
+
+    Returns:
+        one ``{"key", "text", ...}`` per input, in order, and timing for FunASR's progress line.
+    """
+    started = time.perf_counter()
+    limits = {"max_audio_s": model.model_conf.max_audio_s, "silence_dbfs": model.model_conf.silence_dbfs}
+    batch = read_inputs(data_in, data_lengths, key, config, model.features, **limits)
+    loaded = time.perf_counter()
+    device = next(model.parameters()).device
+    results = decode_inputs(batch, positions(batch.feat_lengths), unit, device, decode)
+    if not return_token_ids:
+        for result in results:
+            result.pop("token_ids", None)
+    return results, {"load_data": f"{loaded - started:0.3f}", "batch_data_time": max(batch.audio_s, 1e-3)}
 
 
 def decode_inputs(

@@ -7,7 +7,6 @@ Like ``model.py`` this file is the border to FunASR: it takes FunASR's whole con
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -138,22 +137,6 @@ class CTCModel(Parts):
         Raises:
             DataError: audio that cannot be read, or longer than ``model_conf.max_audio_s``.
         """
-        started = time.perf_counter()
-        batch = border.read_inputs(
-            data_in,
-            data_lengths,
-            key,
-            config,
-            self.features,
-            max_audio_s=self.model_conf.max_audio_s,
-            silence_dbfs=self.model_conf.silence_dbfs,
-        )
-        loaded = time.perf_counter()
         unit = f"one encoder frame of {self.encoder.frame_ms:g} ms"
-        device = next(self.parameters()).device
-        frames = self.encoder.output_lengths(batch.feat_lengths)
-        results = border.decode_inputs(batch, frames, unit, device, self.decode)
-        if not return_token_ids:
-            for result in results:
-                result.pop("token_ids", None)
-        return results, {"load_data": f"{loaded - started:0.3f}", "batch_data_time": max(batch.audio_s, 1e-3)}
+        given = (data_in, data_lengths, key, config)
+        return border.infer(self, *given, self.decode, self.encoder.output_lengths, unit, return_token_ids)

@@ -7,7 +7,6 @@ takes typed sections.
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -230,29 +229,14 @@ class MooerModel(Parts):
         """
         task = self.check_task(task)
         conf = decode_conf(self.config.get("decode_conf"), config)
-        started = time.perf_counter()
-        batch = border.read_inputs(
-            data_in,
-            data_lengths,
-            key,
-            config,
-            self.features,
-            max_audio_s=self.model_conf.max_audio_s,
-            silence_dbfs=self.model_conf.silence_dbfs,
-        )
-        loaded = time.perf_counter()
         self.llm.merge()
 
-        def answer(feats: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
+        def decode(feats: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
             return [self._result(task, row) for row in self.answer(feats, lengths, task, conf, on_text)]
 
         unit = f"one embedding of {self.adapter.granularity_ms:g} ms"
-        device = next(self.parameters()).device
-        results = border.decode_inputs(batch, self.audio_lengths_of(batch.feat_lengths), unit, device, answer)
-        if not return_token_ids:
-            for result in results:
-                result.pop("token_ids", None)
-        return results, {"load_data": f"{loaded - started:0.3f}", "batch_data_time": max(batch.audio_s, 1e-3)}
+        given = (data_in, data_lengths, key, config)
+        return border.infer(self, *given, decode, self.audio_lengths_of, unit, return_token_ids)
 
     def audio_lengths_of(self, feat_lengths: Tensor) -> Tensor:
         """Audio embeddings for features of so many frames."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -339,29 +338,13 @@ class U2ppMoEModel(Parts):
         conf = decode_conf(self.config.get("decode_conf"), config)
         if cache is not None:
             return self._hear(data_in, key, cache, is_final, conf, config, return_token_ids)
-        started = time.perf_counter()
-        batch = border.read_inputs(
-            data_in,
-            data_lengths,
-            key,
-            config,
-            self.features,
-            max_audio_s=self.model_conf.max_audio_s,
-            silence_dbfs=self.model_conf.silence_dbfs,
-        )
-        loaded = time.perf_counter()
-        unit = f"one encoder frame of {self.encoder.frame_ms:g} ms"
-        device = next(self.parameters()).device
-        frames = self.encoder.output_lengths(batch.feat_lengths)
 
         def decode(feats: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
             return [_shown(result, return_token_ids) for result in self.decode_with(conf, feats, lengths)]
 
-        results = border.decode_inputs(batch, frames, unit, device, decode)
-        if not return_token_ids:
-            for result in results:
-                result.pop("token_ids", None)
-        return results, {"load_data": f"{loaded - started:0.3f}", "batch_data_time": max(batch.audio_s, 1e-3)}
+        unit = f"one encoder frame of {self.encoder.frame_ms:g} ms"
+        given = (data_in, data_lengths, key, config)
+        return border.infer(self, *given, decode, self.encoder.output_lengths, unit, return_token_ids)
 
     def _hear(
         self,
