@@ -14,7 +14,8 @@ from pathlib import Path
 
 from funasr_mooer.bin.cli import run
 from funasr_mooer.data.kaldi_dir import read_kaldi_dir
-from funasr_mooer.data.shards import index_tars, write_pack
+from funasr_mooer.data.pack_writer import write_pack
+from funasr_mooer.data.tar_index import index_tars
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
 from funasr_mooer.u2pp_moe.tokenizer import MooerUnitsTokenizer
 

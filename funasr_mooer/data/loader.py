@@ -15,8 +15,9 @@ from funasr_mooer.data.augment import Augment, AugmentConf
 from funasr_mooer.data.batch import TRANSCRIPT, Batch, Example, Prompt, TaskDraw, collate
 from funasr_mooer.data.features import Features
 from funasr_mooer.data.kaldi_dir import check_problems
+from funasr_mooer.data.pack_format import Tokenizer
 from funasr_mooer.data.sampler import TokenBudgetSampler
-from funasr_mooer.data.shards import Pack, Tokenizer
+from funasr_mooer.data.shards import Pack
 from funasr_mooer.errors import ConfigError, DataError
 
 SUBSTITUTES = 20  # neighbours tried in place of an utterance that cannot be loaded

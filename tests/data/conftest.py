@@ -24,7 +24,7 @@ def corpus(fakes, tmp_path_factory):
 @pytest.fixture(scope="session")
 def pack_dir(fakes, corpus):
     from funasr_mooer.data.kaldi_dir import read_kaldi_dir
-    from funasr_mooer.data.shards import write_pack
+    from funasr_mooer.data.pack_writer import write_pack
 
     write_pack(read_kaldi_dir(corpus), corpus.parent / "pack", fakes.Tokenizer(), shard_utts=10)
     return corpus.parent / "pack"

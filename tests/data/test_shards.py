@@ -10,7 +10,10 @@ import pytest
 
 from funasr_mooer.data.audio import read_audio, write_wav
 from funasr_mooer.data.kaldi_dir import Utterance, read_kaldi_dir, write_kaldi_dir
-from funasr_mooer.data.shards import RECORD, Pack, index_tars, write_pack
+from funasr_mooer.data.pack_format import RECORD
+from funasr_mooer.data.pack_writer import write_pack
+from funasr_mooer.data.shards import Pack
+from funasr_mooer.data.tar_index import index_tars
 from funasr_mooer.errors import DataError
 
 
