@@ -9,14 +9,12 @@ Both get the same noise, 2-15 s long, on one thread; repetitions alternate; the 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from common.timing import alternate, write_json
 from funasr.frontends.wav_frontend import WavFrontend
 
 from funasr_mooer.data.features import Features
@@ -40,19 +38,13 @@ def main() -> None:
         "ours": lambda: [ours(wave) for wave in waves],
         "funasr": lambda: [theirs(wave[None], torch.tensor([len(wave)])) for wave in waves],
     }
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(REPETITIONS + 1):
-        for name, run in runs.items():
-            start = time.process_time()
-            run()
-            times[name].append(time.process_time() - start)
-    cpu = {name: statistics.median(values[1:]) for name, values in times.items()}  # the first warms up
-    figures = {f"features_{name}_audio_h_per_core_h": round(hours * 3600 / value, 1) for name, value in cpu.items()}
-    figures["features_vs_funasr"] = round(cpu["funasr"] / cpu["ours"], 2)
+    times = alternate(runs, REPETITIONS)
+    figures = {f"features_{name}_audio_h_per_core_h": round(hours * 3600 / t.cpu_s, 1) for name, t in times.items()}
+    figures["features_vs_funasr"] = round(times["funasr"].cpu_ratio(times["ours"]), 2)
     for name, value in figures.items():
         print(f"{name:40} {value}")
     if args.json:
-        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+        write_json(args.json, figures)
 
 
 if __name__ == "__main__":
