@@ -8,6 +8,7 @@ multiplies by their number.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import pickle
 from collections.abc import Iterator, Mapping
@@ -55,6 +56,7 @@ class Engine:
         self.device = self.accelerator.device
         self.dtype = dtype or (torch.bfloat16 if devices.supports_bf16(self.device) else torch.float32)
         self.module: nn.Module | None = None
+        self.model: nn.Module | None = None  # the module, wrapped for the processes
         self.optimizer: torch.optim.Optimizer | None = None
 
     @property
@@ -155,7 +157,14 @@ class Engine:
         return state
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leave the process group.
+
+        DDP's reducer goes first. If it went last it would take gloo's threads with it while it holds the interpreter,
+        for which one of them may still be waiting: a run that has finished would never end.
+        """
+        self.model = None
+        self.accelerator.free_memory()
+        gc.collect()
         self.accelerator.end_training()
 
 

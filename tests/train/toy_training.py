@@ -1,5 +1,6 @@
 """A toy model and a toy corpus that honour the contracts of the training loop, and runs of it that may be killed."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -165,6 +166,7 @@ def run_process(options, env):
     trainer = make_trainer(**options, hook=hook, write=write)
     finished = trainer.run()
     trainer.engine.close()
+    assert not any(isinstance(thing, nn.parallel.DistributedDataParallel) for thing in gc.get_objects())
     sys.exit(0 if finished else STOPPED)
 
 
@@ -181,5 +183,8 @@ def run(nproc=1, **options):
         processes.append(context.Process(target=run_process, args=(options, ranks)))
         processes[-1].start()
     for process in processes:
-        process.join(timeout=300)
-    return [process.exitcode for process in processes]
+        process.join(timeout=120)
+    codes = [process.exitcode for process in processes]  # None: it hangs
+    for process in processes:
+        process.kill()  # else pytest would wait for it for ever
+    return codes
