@@ -166,7 +166,7 @@ def run_process(options, env):
     trainer = make_trainer(**options, hook=hook, write=write)
     finished = trainer.run()
     trainer.engine.close()
-    assert not any(isinstance(thing, nn.parallel.DistributedDataParallel) for thing in gc.get_objects())
+    assert nn.parallel.DistributedDataParallel not in map(type, gc.get_objects())
     sys.exit(0 if finished else STOPPED)
 
 
