@@ -15,7 +15,8 @@ import torch
 from funasr_mooer.bin.cli import run
 from funasr_mooer.config import load_config
 from funasr_mooer.data.audio import SAMPLE_RATE
-from funasr_mooer.data.features import Features, compute_cmvn, write_cmvn
+from funasr_mooer.data.cmvn import compute_cmvn, write_cmvn
+from funasr_mooer.data.features import Features
 from funasr_mooer.data.shards import Pack
 
 
@@ -35,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     conf = dict(load_config(args.config).get("frontend_conf") or {}) if args.config else {}
     packs = [Pack(path) for path in args.pack]
     chosen = [(pack, i) for pack in packs for i in _sample(len(pack), len(packs), args.max_utts, args.seed)]
-    cmvn = compute_cmvn((pack.samples(i) for pack, i in chosen), Features({**conf, "cmvn_file": None}))
+    features = Features({**conf, "cmvn_file": None})
+    cmvn = compute_cmvn(features(pack.samples(i)) for pack, i in chosen)
     write_cmvn(cmvn, args.out)
     hours = sum(int(pack.records["samples"][i]) for pack, i in chosen) / SAMPLE_RATE / 3600
     print(f"cmvn         {len(chosen)} utts, {hours:.2f} h -> {args.out}")

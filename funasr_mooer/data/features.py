@@ -1,13 +1,12 @@
-"""Waveforms to encoder input: Kaldi fbank, low frame rate stacking (LFR) and CMVN, in plain torch."""
+"""Waveforms to encoder input: Kaldi fbank, low frame rate stacking (LFR) and CMVN, on any device."""
 
-# Shapes: N samples, T fbank frames of 10 ms, U stacked frames of 60 ms, M mel bins (80), F = lfr_m * M (560).
+# Shapes: B utterances, N samples, T fbank frames of 10 ms, U stacked frames of 60 ms, M mel bins (80), F = lfr_m * M (560).
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import os
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,17 +14,9 @@ import torch
 from torch import Tensor
 
 from funasr_mooer.config import section
-from funasr_mooer.errors import ConfigError, DataError
-
-PREEMPHASIS = 0.97
-LOWEST_HZ = 20.0  # of the mel filters; the highest is the Nyquist frequency
-BLOCK = 512  # frames computed at once: their spectra stay in the cache, and an hour of audio needs no more memory
-WINDOWS = {
-    "hamming": lambda n: torch.hamming_window(n, periodic=False, dtype=torch.float64),
-    "hanning": lambda n: torch.hann_window(n, periodic=False, dtype=torch.float64),
-    "povey": lambda n: torch.hann_window(n, periodic=False, dtype=torch.float64) ** 0.85,
-    "rectangular": lambda n: torch.ones(n, dtype=torch.float64),
-}
+from funasr_mooer.data.cmvn import read_cmvn
+from funasr_mooer.data.fbank import WINDOWS, Fbank
+from funasr_mooer.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,11 +62,8 @@ class Features:
         if not conf.snip_edges:
             raise ConfigError("frontend_conf.snip_edges=false is not supported; set it to true")
         self.conf = conf
-        self.frame = int(conf.fs * conf.frame_length / 1000)  # samples
-        self.hop = int(conf.fs * conf.frame_shift / 1000)
-        self.fft = 1 << (self.frame - 1).bit_length()
-        self.window = WINDOWS[conf.window](self.frame).float()
-        self.mel = mel_filters(conf.n_mels, self.fft, conf.fs)  # (fft / 2 + 1, M)
+        frame, self.hop = (int(conf.fs * ms / 1000) for ms in (conf.frame_length, conf.frame_shift))  # samples
+        self.kaldi = Fbank(conf.fs, frame, self.hop, conf.n_mels, conf.window)
         self.left = (conf.lfr_m - 1) // 2  # copies of the first frame before it
         if cmvn is None and conf.cmvn_file is not None:
             cmvn = read_cmvn(conf.cmvn_file)
@@ -96,10 +84,15 @@ class Features:
         return self.conf.n_mels * self.conf.lfr_m
 
     def num_frames(self, samples):
-        """Output frames for a number of samples: an int, or an integer numpy array of them."""
-        frames = (samples - self.frame) // self.hop + 1
-        frames = np.maximum(frames, 0) if isinstance(frames, np.ndarray) else max(frames, 0)
-        return -(-frames // self.conf.lfr_n)
+        """Output frames for a number of samples: an int, or an integer array or tensor of them."""
+        return -(-self.kaldi.num_frames(samples) // self.conf.lfr_n)
+
+    def to(self, device: torch.device) -> Features:
+        """The same frontend, computing on ``device``; a copy."""
+        moved = copy.copy(self)
+        moved.kaldi = copy.copy(self.kaldi).move_(device)
+        moved.cmvn = None if self.cmvn is None else self.cmvn.to(device)
+        return moved
 
     def __call__(self, waveform: Tensor | np.ndarray) -> Tensor:
         """(N,) float in [-1, 1), or int16, -> (U, F) float32."""
@@ -125,13 +118,35 @@ class Features:
                 self._write(waveform, row[:length])
         return feats, lengths
 
+    def padded(self, waves: Tensor, lengths: Tensor, frames: int) -> Tensor:
+        """Padded samples (B, N) -> feats (B, frames, F), zero beyond each utterance: all at once, for an accelerator.
+
+        Args:
+            waves: int16, or float in [-1, 1), on the device of this frontend (see :meth:`to`); N is any width.
+            lengths: (B,) samples of each, int64, there too.
+            frames: U of the longest, or more.
+        """
+        B, N = waves.shape
+        steps = self.kaldi.num_frames(lengths)  # (B,) T of each
+        T = self.kaldi.num_frames(N)
+        if T == 0 or frames == 0:
+            return waves.new_zeros(B, frames, self.output_size(), dtype=torch.float32)
+        fbank = torch.empty(B, T, self.conf.n_mels, device=waves.device)
+        self.kaldi.write(self._scaled(waves), fbank)
+        stack = torch.arange(self.conf.lfr_m, device=waves.device) - self.left
+        places = torch.arange(frames, device=waves.device)[:, None] * self.conf.lfr_n + stack  # (U, lfr_m)
+        places = places.flatten().minimum(steps[:, None] - 1).clamp(min=0)  # (B, U * lfr_m): the edges repeat
+        rows = places + torch.arange(B, device=waves.device)[:, None] * T
+        feats = self.normalise(fbank.view(B * T, -1)[rows].view(B, frames, -1))
+        beyond = torch.arange(frames, device=waves.device) >= self.num_frames(lengths)[:, None]
+        return feats.masked_fill_(beyond[..., None], 0)
+
     def fbank(self, waveform: Tensor | np.ndarray) -> Tensor:
         """(N,) float in [-1, 1), or int16, -> log mel energies (T, M)."""
         x = self._samples(waveform)
-        frames = max((len(x) - self.frame) // self.hop + 1, 0)
-        out = torch.empty(frames, self.conf.n_mels)
-        if frames:
-            self._fbank(x, out)
+        out = torch.empty(self.kaldi.num_frames(len(x)), self.conf.n_mels)
+        if len(out):
+            self.kaldi.write(x[None], out[None])
         return out
 
     def lfr(self, fbank: Tensor) -> Tensor:
@@ -149,9 +164,9 @@ class Features:
     def _write(self, waveform: Tensor | np.ndarray, out: Tensor) -> None:
         """Features of one utterance into ``out`` (U, F)."""
         x = self._samples(waveform)
-        T = (len(x) - self.frame) // self.hop + 1
+        T = self.kaldi.num_frames(len(x))
         edged = torch.empty(self._edged(T, len(out)), self.conf.n_mels)
-        self._fbank(x, edged[self.left : self.left + T])
+        self.kaldi.write(x[None], edged[None, self.left : self.left + T])
         stacks = self._stack(edged, T, len(out))
         if self.cmvn is None:
             out.copy_(stacks)
@@ -171,110 +186,13 @@ class Features:
 
     def _samples(self, waveform: Tensor | np.ndarray) -> Tensor:
         """(N,) float32 in the units of 16-bit numbers (unless ``upsacle_samples`` is off)."""
-        is_int = waveform.dtype in (np.int16, torch.int16)
-        if isinstance(waveform, np.ndarray):
-            # astype copies int16, which may be a read-only view of a file; torch wants memory it may write.
-            waveform = torch.from_numpy(np.require(waveform, np.float32, "W"))
-        x = waveform.float()
-        wanted, found = (1 if flag else 1 / 32768 for flag in (self.conf.upsacle_samples, is_int))
-        return x if wanted == found else x * (wanted / found)
+        if isinstance(waveform, Tensor):
+            return self._scaled(waveform)
+        # astype copies int16, which may be a read-only view of a file; torch wants memory it may write.
+        x = torch.from_numpy(np.require(waveform, np.float32, "W"))
+        return self._scaled(x, is_int=waveform.dtype == np.int16)
 
-    def _fbank(self, x: Tensor, out: Tensor) -> None:
-        """Log mel energies of samples (N,) into ``out`` (T, M)."""
-        T = out.shape[0]
-        # Kaldi removes each frame's mean m, then subtracts 0.97 of the sample before, at the frame's first sample of
-        # itself. As all of this is linear, emphasis is computed once for the whole signal and 0.03 m taken off per frame.
-        emphasised = torch.empty_like(x)
-        torch.sub(x[1:], x[:-1], alpha=PREEMPHASIS, out=emphasised[1:])
-        means = x.unfold(0, self.frame, self.hop).mean(dim=1)  # (T,)
-        frames = emphasised.unfold(0, self.frame, self.hop)  # (T, frame), a view
-        first = x[: (T - 1) * self.hop + 1 : self.hop] * ((1 - PREEMPHASIS) * self.window[0])
-        buffer = torch.zeros(min(T, BLOCK), self.fft)
-        for t in range(0, T, BLOCK):
-            rows = slice(t, min(t + BLOCK, T))
-            block = buffer[: rows.stop - t]
-            windowed = block[:, : self.frame]
-            torch.mul(frames[rows], self.window, out=windowed)
-            windowed[:, 0] = first[rows]
-            windowed.sub_(torch.outer(means[rows] * (1 - PREEMPHASIS), self.window))
-            spectrum = torch.view_as_real(torch.fft.rfft(block))  # (t, fft / 2 + 1, 2)
-            energy = spectrum.square_().sum(dim=-1) @ self.mel
-            torch.log(energy.clamp_(min=torch.finfo(torch.float32).eps), out=out[rows])
-
-
-def mel_filters(bins: int, fft: int, sample_rate: int) -> Tensor:
-    """Kaldi's triangular filters (fft / 2 + 1, bins) from 20 Hz to the Nyquist frequency, linear in mel."""
-
-    def to_mel(hz):
-        return 1127.0 * np.log1p(np.asarray(hz, dtype=np.float64) / 700.0)
-
-    edges = np.linspace(to_mel(LOWEST_HZ), to_mel(sample_rate / 2), bins + 2)
-    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    mel = to_mel(np.arange(fft // 2 + 1) * sample_rate / fft)[:, None]
-    weights = np.minimum((mel - left) / (centre - left), (right - mel) / (right - centre))
-    weights[-1] = 0  # Kaldi leaves out the bin at the Nyquist frequency
-    return torch.from_numpy(np.maximum(weights, 0)).float()
-
-
-def read_cmvn(path: str | os.PathLike) -> Tensor:
-    """FunASR's ``am.mvn`` as (2, F) float32: row 0 is added, then row 1 multiplied.
-
-    Raises:
-        ConfigError: no such file.
-        DataError: not in that format.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"frontend_conf.cmvn_file={path}: no such file")
-    rows, wanted = {}, None
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        words = line.split()
-        if words[:1] in (["<AddShift>"], ["<Rescale>"]):
-            wanted = words[0]
-        elif words[:1] == ["<LearnRateCoef>"] and wanted:
-            try:
-                rows[wanted] = torch.tensor([float(word) for word in words[words.index("[") + 1 : words.index("]")]])
-            except ValueError:
-                raise DataError(f"{path}:{number}: expected '<LearnRateCoef> 0 [ numbers ]'") from None
-            wanted = None
-    if len(rows) != 2 or rows["<AddShift>"].shape != rows["<Rescale>"].shape:
-        raise DataError(
-            f"{path}: not an am.mvn: it needs <AddShift> and <Rescale> of one size, each followed by its numbers"
-        )
-    return torch.stack([rows["<AddShift>"], rows["<Rescale>"]])
-
-
-def write_cmvn(cmvn: Tensor, path: str | os.PathLike) -> None:
-    """Write (2, F) in FunASR's ``am.mvn`` format, whole or not at all."""
-    F = cmvn.shape[1]
-    shift, scale = (" ".join(np.format_float_positional(np.float32(v), unique=True) for v in row) for row in cmvn)
-    text = (
-        f"<Nnet>\n<Splice> {F} {F}\n[ 0 ]\n<AddShift> {F} {F}\n<LearnRateCoef> 0 [ {shift} ]\n"
-        f"<Rescale> {F} {F}\n<LearnRateCoef> 0 [ {scale} ]\n</Nnet>\n"
-    )
-    path = Path(path)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-def compute_cmvn(waveforms: Iterable[Tensor | np.ndarray], features: Features) -> Tensor:
-    """Shift and scale (2, F) that give the stacked features of ``waveforms`` mean 0 and variance 1.
-
-    Args:
-        waveforms: (N,) each; a generator is fine, one is held at a time.
-        features: its own CMVN, if any, is left out.
-
-    Raises:
-        DataError: not a single frame.
-    """
-    features = Features(dataclasses.replace(features.conf, cmvn_file=None))
-    count, total, squares = 0, 0.0, 0.0
-    for waveform in waveforms:
-        feats = features(waveform).double()
-        count, total, squares = count + len(feats), total + feats.sum(0), squares + feats.square().sum(0)
-    if count == 0:
-        raise DataError("cmvn: no utterance is long enough for one frame")
-    mean = total / count
-    deviation = (squares / count - mean**2).clamp(min=1e-10).sqrt()
-    return torch.stack([-mean, 1 / deviation]).float()
+    def _scaled(self, x: Tensor, is_int: bool = False) -> Tensor:
+        wanted = 1 if self.conf.upsacle_samples else 1 / 32768
+        found = 1 if is_int or x.dtype == torch.int16 else 1 / 32768
+        return x.float() if wanted == found else x.float() * (wanted / found)

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from funasr_mooer.data.audio import read_audio
-from funasr_mooer.data.features import Features, compute_cmvn, read_cmvn, write_cmvn
+from funasr_mooer.data.cmvn import compute_cmvn, read_cmvn, write_cmvn
+from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
 
 UTTS = ["utt1_zh", "utt2_en", "utt3_mix"]
@@ -82,6 +83,20 @@ def test_a_batch_equals_one_by_one_and_is_zero_beyond(mooer):
     assert mooer.batch([])[0].shape == (0, 0, 560)
 
 
+@pytest.mark.parametrize("kind", [np.int16, np.float32])
+def test_padded_waves_give_the_same_all_at_once_whatever_lies_beyond_them(mooer, kind):
+    waves = [noise(s, i) for i, s in enumerate([1.0, 0.01, 2.37, 0.025, 0.0, 0.1, 3.3])]
+    waves = [(x * 32768).astype(np.int16) if kind is np.int16 else x for x in waves]
+    lengths = torch.tensor([len(x) for x in waves])
+    feats, frames = mooer.batch(waves, multiple=8)
+    for width in (int(lengths.max()), int(lengths.max()) + 777):
+        padded = torch.from_numpy(np.stack([np.pad(x, (0, width - len(x)), constant_values=1) for x in waves]))
+        found = mooer.padded(padded, lengths, feats.shape[1])
+        close(found, feats, 1e-4)
+        assert all((row[n:] == 0).all() for row, n in zip(found, frames.tolist()))
+    assert mooer.padded(padded[1:2, :100], lengths[1:2], 0).shape == (1, 0, 560)
+
+
 def test_int16_and_float_samples_give_the_same(mooer):
     pcm = (noise(1) * 32767).astype(np.int16)
     pcm.flags.writeable = False
@@ -91,7 +106,7 @@ def test_int16_and_float_samples_give_the_same(mooer):
 def test_cmvn_statistics_are_computed_written_and_read(tmp_path):
     waves = [noise(2, i) for i in range(3)]
     plain = Features()
-    write_cmvn(compute_cmvn(waves, plain), tmp_path / "am.mvn")
+    write_cmvn(compute_cmvn(map(plain, waves)), tmp_path / "am.mvn")
     feats = torch.cat([Features({"cmvn_file": str(tmp_path / "am.mvn")})(x) for x in waves])
     close(feats.mean(0), torch.zeros(560), 1e-3)
     close(feats.std(0, correction=0), torch.ones(560), 1e-3)
@@ -113,4 +128,4 @@ def test_the_doors_of_the_frontend(tmp_path):
     with pytest.raises(ConfigError, match="holds 80 values; lfr_m \\* n_mels is 560"):
         Features({"cmvn_file": str(tmp_path / "small.mvn")})
     with pytest.raises(DataError, match="no utterance"):
-        compute_cmvn([noise(0.01)], Features())
+        compute_cmvn([Features()(noise(0.01))])

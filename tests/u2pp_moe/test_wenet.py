@@ -55,7 +55,7 @@ def test_a_model_of_ours_becomes_wenets_and_comes_back(model, exported, tmp_path
 
 
 def test_normalisation_of_the_frontend_becomes_global_cmvn(model, tmp_path, config):
-    from funasr_mooer.data.features import write_cmvn
+    from funasr_mooer.data.cmvn import write_cmvn
     from funasr_mooer.mooer.border import build_model
 
     torch.manual_seed(0)
