@@ -14,7 +14,7 @@ from funasr_mooer.modules.splice import IGNORE_INDEX
 from funasr_mooer.mooer.prompt import Prompt
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
 
-RECIPE = Path(__file__).resolve().parents[2] / "egs/mini/mooer"
+RECIPE = Path(__file__).resolve().parents[2] / "egs/mini"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def local():
 
 @pytest.fixture(scope="module")
 def conf():
-    return yaml.safe_load((RECIPE / "conf/mooer.yaml").read_text(encoding="utf-8"))["prompt_conf"]
+    return yaml.safe_load((RECIPE / "mooer/conf/mooer.yaml").read_text(encoding="utf-8"))["prompt_conf"]
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ needs_espeak = pytest.mark.skipif(
 
 
 def prepare(recipe, *flags):
-    script = ROOT / "egs" / recipe / "mooer/local/prepare.py"
+    script = ROOT / "egs" / recipe / "local/prepare.py"
     done = subprocess.run(
         [sys.executable, str(script), *map(str, flags)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
@@ -107,7 +107,7 @@ def test_mini_is_the_same_on_any_number_of_cores_and_its_test_set_for_any_seed(m
 
 @needs_espeak
 def test_espeak_names_what_it_does_not_have(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "egs/mini/mooer/local"))
+    monkeypatch.syspath_prepend(str(ROOT / "egs/mini/local"))
     import speech
 
     engine = speech.espeak()

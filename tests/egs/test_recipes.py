@@ -90,7 +90,7 @@ def test_what_stages_call_and_configs_they_read_exist(recipe):
         if "-m" in words:
             module = words[words.index("-m") + 1]
             assert (ROOT / (module.replace(".", "/") + ".py")).is_file(), line
-        elif words[1].startswith("local/"):
+        elif words[1].endswith(".py"):
             assert (recipe.parent / words[1]).is_file(), line
         if "--config" in words:
             assert (recipe.parent / words[words.index("--config") + 1]).is_file(), line

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-LOCAL = Path(__file__).resolve().parents[2] / "egs/mini/mooer/local"
+LOCAL = Path(__file__).resolve().parents[2] / "egs/mini/local"
 
 
 @pytest.fixture(scope="module")

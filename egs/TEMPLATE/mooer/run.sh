@@ -22,7 +22,7 @@ given="corpus llm encoder config"        # flags that are paths in the caller's 
 
 if want 0 "corpus -> data/{train,dev,test}/{wav.scp,text,utt2spk}"; then
   need corpus "say where to download it"
-  py local/prepare.py --corpus "$corpus" --out data
+  py ../local/prepare.py --corpus "$corpus" --out data
 fi
 if want 1 "data/* -> data/pack/*: shards, index, tokens"; then
   need llm "give the folder of Qwen2-7B-Instruct or a relative"

@@ -20,7 +20,7 @@ given="corpus llm encoder config"
 
 if want 0 "corpus -> data/{train,dev,test}/{wav.scp,text,utt2spk}"; then
   need corpus "unpack https://www.openslr.org/33 there"
-  py local/prepare.py --corpus "$corpus" --out data
+  py ../local/prepare.py --corpus "$corpus" --out data
 fi
 if want 1 "data/* -> data/pack/*: shards, index, tokens"; then
   need llm "give the folder of Qwen2-7B-Instruct or a relative"

@@ -26,7 +26,7 @@ if want 0 "corpus -> data/{train,dev,test,test_seen}/{wav.scp,text}"; then
     run git clone --depth 1 https://github.com/Jakobovski/free-spoken-digit-dataset.git "$corpus"
   fi
   need corpus "add --download, or clone https://github.com/Jakobovski/free-spoken-digit-dataset there"
-  py local/prepare.py --corpus "$corpus" --out data --train-utts "$train_utts" --seed "$seed" --nj "$nj"
+  py ../local/prepare.py --corpus "$corpus" --out data --train-utts "$train_utts" --seed "$seed" --nj "$nj"
 fi
 if want 1 "data/* -> data/pack/*: shards, index, tokens"; then
   pack "$start/llm" train dev

@@ -16,10 +16,10 @@ nproc=2                                  # devices, or processes on a CPU
 
 llm=$exp/llm                             # tokenizer in stage 1, weights in stage 3
 if want 0 "sentences -> data/{train,dev,test,...}/{wav.scp,text,text.en}: espeak-ng speaks"; then
-  py local/prepare.py --out data --train-utts "$train_utts" --seed "$seed" --nj "$nj"
+  py ../local/prepare.py --out data --train-utts "$train_utts" --seed "$seed" --nj "$nj"
 fi
 if want 1 "data/* -> $llm (tokenizer), data/pack/*, $exp/am.mvn"; then
-  py local/make_tokenizer.py --out "$llm"
+  py ../local/make_tokenizer.py --out "$llm"
   pack "$llm" train dev
   cmvn train "$exp/am.mvn"
 fi
@@ -27,7 +27,7 @@ if want 2 "data/pack -> $exp/encoder/model: conformer with CTC head"; then
   train conf/encoder.yaml "$exp/encoder" train dev "++tokenizer_conf.init=$llm" "++frontend_conf.cmvn_file=$exp/am.mvn"
 fi
 if want 3 "text -> $llm: a tiny Qwen2 that copies and translates"; then
-  py local/pretrain_llm.py --llm "$llm" --seed "$seed" --threads "$nproc"
+  py ../local/pretrain_llm.py --llm "$llm" --seed "$seed" --threads "$nproc"
 fi
 if want 4 "data/pack, encoder, llm -> $exp/mooer/model: adapter warm-up, then adapter and LoRA"; then
   train conf/mooer.yaml "$exp/mooer" train dev "++llm_conf.init=$llm" "++tokenizer_conf.init=$llm" \

@@ -1,7 +1,7 @@
 """Connected digits from the Free Spoken Digit Dataset: recordings of single digits joined into strings of 2 to 7.
 
-    python local/prepare.py --corpus free-spoken-digit-dataset --out data     # a clone of the publisher's repository
-    python local/prepare.py --corpus fsdd --out data                          # Kaldi dirs train, dev, test, test_seen
+    python ../local/prepare.py --corpus free-spoken-digit-dataset --out data     # a clone of the publisher's repository
+    python ../local/prepare.py --corpus fsdd --out data                          # Kaldi dirs train, dev, test, test_seen
 
 Writes OUT/{train,dev,test,test_seen}/{wav.scp,text,utt2spk,utt2lang,utt2dur}, the audio under OUT/wav/. Dev and test
 have one speaker each whom training never hears; test_seen has unseen recordings of the training speakers. Half of the training strings

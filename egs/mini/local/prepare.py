@@ -1,7 +1,7 @@
 """Make the mini corpus: espeak-ng speaks bilingual sentences, and Kaldi data directories describe the recordings.
 
-    python local/prepare.py --out data                      # 6000 training utterances, about a minute on 2 cores
-    python local/prepare.py --out data --train-utts 400     # a taste
+    python ../local/prepare.py --out data                      # 6000 training utterances, about a minute on 2 cores
+    python ../local/prepare.py --out data --train-utts 400     # a taste
 
 Writes OUT/{train,dev,test}/{wav.scp,text,text.en,utt2spk,utt2lang,utt2dur}, the recordings under OUT/wav/ and, for
 decoding one language at a time, OUT/{dev,test}_{zh,en} over the same recordings. ``text.en`` has the translations of the Mandarin utterances.

@@ -1,6 +1,6 @@
 """AISHELL-1 (OpenSLR 33) as Kaldi data directories.
 
-    python local/prepare.py --corpus data_aishell --out data
+    python ../local/prepare.py --corpus data_aishell --out data
 
 Reads CORPUS/wav/{train,dev,test}/S*/*.wav and CORPUS/transcript/aishell_transcript_v0.8.txt; writes
 OUT/{train,dev,test}/{wav.scp,text,utt2spk,utt2lang}. The word spaces of the transcript are removed. A few hundred

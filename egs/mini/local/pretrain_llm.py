@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A tiny Qwen2 that copies and translates, learnt from text alone: the base model of the mini recipe.
 
-    python local/pretrain_llm.py --llm exp/llm --steps 1200 --seed 0
+    python ../local/pretrain_llm.py --llm exp/llm --steps 1200 --seed 0
 
 Reads the tokenizer in --llm and adds the weights. What it reads imitates what an adapter will give it: a token where
 the encoder would hear a word, blanks between, at one position per 120 ms; then the recipe's prompt; then the answer.
@@ -28,6 +28,7 @@ from funasr_mooer.modules.splice import AUDIO_ID, IGNORE_INDEX
 from funasr_mooer.mooer.prompt import Prompt
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
 
+CONFIG = Path(__file__).parents[1] / "mooer/conf/mooer.yaml"
 SIZES = {"hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 GATED = 60  # held-out sentences per task
 # How long a word is heard, in positions of 120 ms, at normal speed.
@@ -37,7 +38,7 @@ SPAN = {"zh": (2, 2, 2, 3, 3, 3, 4), "en": (1, 1, 2, 2, 3, 3, 4)}
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llm", required=True, type=Path, help="folder with the tokenizer; gets the weights")
-    parser.add_argument("--config", type=Path, default=Path(__file__).parents[1] / "conf/mooer.yaml")
+    parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=32, help="sentences per step")
     parser.add_argument("--lr", type=float, default=2e-3)

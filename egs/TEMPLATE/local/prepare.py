@@ -1,6 +1,6 @@
 """CORPUS as Kaldi data directories.
 
-    python local/prepare.py --corpus CORPUS --out data
+    python ../local/prepare.py --corpus CORPUS --out data
 
 Reads CORPUS/{train,dev,test}/*.wav with a transcript *.txt beside each; writes OUT/{train,dev,test}/{wav.scp,text}.
 This layout is only an example: everything that is particular to your corpus belongs into this file.

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A tokenizer with one token per hanzi and per English word, as a Hugging Face folder.
 
-    python local/make_tokenizer.py --out exp/llm
+    python ../local/make_tokenizer.py --out exp/llm
 
 Words come from everything that the templates can say and from the chat prompt. Token 0, <|endoftext|>, pads rows and
 is the blank of CTC heads.
@@ -20,15 +20,14 @@ from transformers import PreTrainedTokenizerFast
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"]
 # A word carries the space before it, so that decoding is joining.
 TOKEN = r" [a-z']+|[一-鿿]|\n|."
+CONFIG = Path(__file__).parents[1] / "mooer/conf/mooer.yaml"
 DRAWS = 20000  # of random sentences; the rarest word has been seen long before
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
-    parser.add_argument(
-        "--config", type=Path, default=Path(__file__).parents[1] / "conf/mooer.yaml", help="its prompt_conf is read"
-    )
+    parser.add_argument("--config", type=Path, default=CONFIG, help="its prompt_conf is read")
     args = parser.parse_args()
 
     rng = random.Random(0)
