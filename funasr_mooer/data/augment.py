@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from torch import Tensor
@@ -11,6 +12,8 @@ from funasr_mooer.data.audio import SAMPLE_RATE, resample, to_float
 from funasr_mooer.errors import ConfigError
 
 WAVEFORM, FEATURES = 0, 1  # streams of random numbers of one utterance
+
+Box = tuple[int, int, int, int]  # what a mask hides: stacked frames [start, stop), mel bins [low, high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,23 +86,37 @@ class Augment:
             x = x + np.float32(level) * rng.standard_normal(len(x), dtype=np.float32)
         return x
 
-    def mask_(self, feats: Tensor, epoch: int, utterance: int) -> None:
-        """SpecAug on normalised features (T, stack * num_bins), in place: masked values become 0, their mean.
-
-        A frequency mask hides the same mel bins in each of the stacked frames.
-        """
-        if not self.masks or len(feats) == 0:
-            return
+    def boxes(self, frames: int, epoch: int, utterance: int) -> list[Box]:
+        """What SpecAug hides of an utterance of so many stacked frames."""
+        if not self.masks or frames == 0:
+            return []
         conf, rng = self.conf, np.random.default_rng((self.seed, epoch, utterance, FEATURES))
-        bins = feats.view(len(feats), -1, self.num_bins)  # (T, stack, bins)
+        found = []
         for _ in range(conf.freq_masks):
-            width = rng.integers(conf.freq_mask_bins + 1)
-            start = rng.integers(self.num_bins - width + 1)
-            bins[:, :, start : start + width] = 0
+            width = int(rng.integers(conf.freq_mask_bins + 1))
+            start = int(rng.integers(self.num_bins - width + 1))
+            found.append((0, frames, start, start + width))
         for _ in range(conf.time_masks):
-            width = rng.integers(min(self.mask_frames, len(feats) // (2 * conf.time_masks)) + 1)
-            start = rng.integers(len(feats) - width + 1)
-            feats[start : start + width] = 0
+            width = int(rng.integers(min(self.mask_frames, frames // (2 * conf.time_masks)) + 1))
+            start = int(rng.integers(frames - width + 1))
+            found.append((start, start + width, 0, self.num_bins))
+        return found
+
+    def mask_(self, feats: Tensor, epoch: int, utterance: int) -> None:
+        """Hide these boxes of normalised features (T, stack * num_bins), in place."""
+        hide_(feats, self.boxes(len(feats), epoch, utterance), self.num_bins)
+
+
+def hide_(feats: Tensor, boxes: Sequence[Box], num_bins: int) -> None:
+    """Set boxes of normalised features (T, stack * num_bins) to 0, their mean, in place.
+
+    A box hides the same mel bins in each of the stacked frames.
+    """
+    if not boxes:
+        return
+    bins = feats.view(len(feats), -1, num_bins)  # (T, stack, bins)
+    for start, stop, low, high in boxes:
+        bins[start:stop, :, low:high] = 0
 
 
 def _rate(factor: float) -> int:
