@@ -126,6 +126,7 @@ def collate(
     epoch: int = 0,
     augment: Augment | None = None,
     multiple: int = 1,
+    packed: bool = False,
 ) -> Batch:
     """Examples -> batch for MooER, or for MooerCTC when ``prompt`` is None.
 
@@ -141,6 +142,7 @@ def collate(
         epoch: for augmentation.
         augment: None leaves audio as it is.
         multiple: T and L are rounded up to a multiple of this.
+        packed: put all rows of tokens into one, (1, L), with ``segments`` (1, L) that count its utterances from 1.
     """
     waves = [e.waveform if augment is None else augment.waveform(e.waveform, epoch, e.utterance) for e in examples]
     feats, lengths = features.batch(waves, multiple)
@@ -157,7 +159,8 @@ def collate(
     if prompt is None:
         weight = sum(map(len, transcripts))
     else:
-        rows = token_rows(examples, prompt, pad_id, multiple)
+        rows = token_rows(examples, prompt, pad_id, 1 if packed else multiple)
+        rows = one_row(rows) if packed else rows
         weight = int((rows["labels"] != IGNORE_INDEX).sum())
         inputs.update(rows)
     return Batch(
@@ -180,6 +183,13 @@ def token_rows(examples: Sequence[Example], prompt: Prompt, pad_id: int, multipl
     labels = pad_rows([[IGNORE_INDEX] * len(p) + a for p, a in zip(prompts, answers)], IGNORE_INDEX, multiple)
     attention_mask = torch.arange(input_ids.shape[1]) < lengths[:, None]
     return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+
+def one_row(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What :func:`token_rows` gives, as one row without padding; adds ``segments``, which utterance a token is of."""
+    tokens = rows["attention_mask"]  # (B, L)
+    packed = {name: row[tokens][None] for name, row in rows.items()}
+    return {**packed, "segments": torch.arange(1, len(tokens) + 1)[:, None].expand_as(tokens)[tokens][None]}
 
 
 def pad_rows(rows: Sequence[Sequence[int] | np.ndarray], value: int, multiple: int = 1) -> Tensor:

@@ -36,6 +36,8 @@ class DatasetConf:
         budget: most that a batch may hold on each process, padding included, in ``budget_unit``.
         budget_unit: ``positions`` that the LLM reads (audio embeddings, prompt and answer), or ``frames`` of the frontend;
             ``auto`` is positions for MooER and frames for CTC.
+        packing: put the texts and audio embeddings of a batch into one row of the LLM, without padding; its attention
+            keeps utterances apart. ``budget`` is then the length of the row. Not for CTC.
         max_utts: most utterances in a batch.
         window: most neighbours in length among which utterances are shuffled.
         ascending_epochs: epochs at the start that go from the shortest batches to the longest; 1 helps CTC from nothing.
@@ -55,6 +57,7 @@ class DatasetConf:
     tasks: Mapping | None = None
     budget: int = 8000
     budget_unit: str = "auto"
+    packing: bool = False
     max_utts: int = 256
     window: int = 2000
     ascending_epochs: int = 0
@@ -73,6 +76,8 @@ class DatasetConf:
     def __post_init__(self) -> None:
         if self.budget_unit not in ("auto", "positions", "frames"):
             raise ConfigError(f"dataset_conf.budget_unit={self.budget_unit}; use auto, positions or frames")
+        if self.packing and self.budget_unit == "frames":
+            raise ConfigError("dataset_conf.packing: a row is filled with positions; set budget_unit: positions")
 
 
 class Corpus(torch.utils.data.Dataset):
@@ -104,6 +109,8 @@ class Corpus(torch.utils.data.Dataset):
     ):
         if not packs:
             raise ConfigError("no packs to read; give at least one folder written by funasr_mooer.bin.pack")
+        if conf.packing and prompt is None:
+            raise ConfigError("dataset_conf.packing: needs a model with an LLM, whose rows are packed; remove it")
         self.conf, self.features, self.prompt = conf, features, prompt
         self.packs = [pack if isinstance(pack, Pack) else Pack(pack) for pack in packs]
         for pack in self.packs:
@@ -127,7 +134,14 @@ class Corpus(torch.utils.data.Dataset):
         bad: list[str] = []
         examples = [self._load_or_neighbour(index, epoch, bad) for index in indices.tolist()]
         batch = collate(
-            examples, self.features, self.prompt, self.pad_id, epoch, self.augment, self.conf.length_multiple
+            examples,
+            self.features,
+            self.prompt,
+            self.pad_id,
+            epoch,
+            self.augment,
+            self.conf.length_multiple,
+            self.conf.packing,
         )
         batch.bad = bad
         return batch
@@ -351,9 +365,10 @@ def build_sampler(corpus: Corpus, audio_lengths: Lengths | None, seed: int = 0) 
         conf.max_utts,
         seed,
         groups=[(len(pack), weight) for pack, weight in zip(corpus.packs, weights)],
-        length_multiple=conf.length_multiple,
+        length_multiple=1 if conf.packing else conf.length_multiple,
         shuffle=corpus.training,
         ascending_epochs=conf.ascending_epochs,
+        packed=conf.packing,
     )
 
 

@@ -27,6 +27,7 @@ class TokenBudgetSampler:
             0.5 shows half of them, the other half in the next epoch.
         length_multiple: costs are rounded up to a multiple, as padding will be.
         shuffle: False keeps the order by cost (validation).
+        packed: a batch costs the sum of its utterances, as they stand in one row without padding.
         ascending_epochs: so many epochs at the start take the shortest batches first. A model that learns with CTC from
             nothing finds the words in short utterances long before it finds them in long ones.
 
@@ -45,6 +46,7 @@ class TokenBudgetSampler:
         length_multiple: int = 1,
         shuffle: bool = True,
         ascending_epochs: int = 0,
+        packed: bool = False,
     ):
         self.seed, self.budget, self.shuffle, self.ascending_epochs = seed, budget, shuffle, ascending_epochs
         self.costs = np.asarray(costs)
@@ -59,7 +61,7 @@ class TokenBudgetSampler:
                 f"dataset_conf.budget={budget}: an utterance alone costs {worst}; raise the budget or lower max_duration_s"
             )
         self.reach = max(1, min(window, len(self) // 32)) if shuffle else 1
-        self._starts = self._plan(max_utts)
+        self._starts = self._plan_packed(max_utts) if packed else self._plan(max_utts)
         self._epoch, self._batch_order = -1, np.zeros(0, np.int64)
 
     def __len__(self) -> int:
@@ -117,11 +119,23 @@ class TokenBudgetSampler:
             starts.append(min(position, last + 1))
         return np.array(starts, np.int64)
 
+    def _plan_packed(self, max_utts: int) -> np.ndarray:
+        """The same where a batch costs the sum of its utterances."""
+        starts, count = [0], len(self)
+        while starts[-1] < count:
+            slots = np.arange(starts[-1], min(starts[-1] + max_utts, count))
+            totals = self._costs_at(np.minimum(slots + self.reach - 1, count - 1)).cumsum()
+            starts.append(starts[-1] + max(1, int(np.searchsorted(totals, self.budget, side="right"))))
+        return np.array(starts, np.int64)
+
     def _cost_at(self, slot: int) -> int:
         """Largest cost that the slot can have."""
-        if self._first is None:
-            return int(self.costs[self._order[slot]])
-        return int(self.costs[self._order[self._first[slot] + self._span[slot] - 1]])
+        return int(self._costs_at(np.array(slot)))
+
+    def _costs_at(self, slots: np.ndarray) -> np.ndarray:
+        """The same for many slots."""
+        places = slots if self._first is None else self._first[slots] + self._span[slots] - 1
+        return self.costs[self._order[places]]
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         if self._epoch != epoch:

@@ -15,11 +15,12 @@ AUDIO_ID = -1  # in input_ids: "one audio goes here"; never looked up in the emb
 
 
 class Spliced(NamedTuple):
-    """What the LLM reads: embeddings (B, S, D), validity mask (B, S) bool, labels (B, S) or None."""
+    """What the LLM reads: embeddings (B, S, D), validity mask (B, S) bool; labels and segments (B, S) or None."""
 
     inputs_embeds: Tensor
     attention_mask: Tensor
     labels: Tensor | None
+    segments: Tensor | None = None
 
 
 def splice_audio(
@@ -30,6 +31,7 @@ def splice_audio(
     audio_lengths: Tensor,
     labels: Tensor | None = None,
     padding_side: str = "right",
+    segments: Tensor | None = None,
 ) -> Spliced:
     """Replace each ``AUDIO_ID`` by the embeddings of one audio, the i-th placeholder by the i-th audio.
 
@@ -44,6 +46,7 @@ def splice_audio(
         audio_lengths: (A,) valid embeddings of each audio.
         labels: (B, L); positions of audio and padding get ``IGNORE_INDEX``.
         padding_side: ``right`` for training, ``left`` for generation.
+        segments: (B, L) numbers of the utterances of packed rows, from 1; padding gets 0.
 
     Raises:
         ValueError: another number of placeholders than of audios.
@@ -78,4 +81,7 @@ def splice_audio(
     if labels is not None:
         spliced = labels.new_full((B * S,), IGNORE_INDEX)
         labels = spliced.index_copy(0, flat[is_text], labels[is_text]).view(B, S)
-    return Spliced(out.view(B, S, D), mask, labels)
+    if segments is not None:
+        numbers = segments[attention_mask].repeat_interleave(widths[attention_mask])
+        segments = segments.new_zeros(B, S).masked_scatter(mask, numbers)
+    return Spliced(out.view(B, S, D), mask, labels, segments)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from funasr_mooer import weights
 from funasr_mooer.config import section
 from funasr_mooer.errors import CheckpointError, ConfigError
+from funasr_mooer.modules.loss import cross_entropy
+from funasr_mooer.modules.packing import lay_out
 from funasr_mooer.modules.splice import IGNORE_INDEX
+from funasr_mooer.mooer import attention as attentions
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +55,7 @@ class LoRAQwenDecoder(nn.Module):
         dtype: type of the base weights: ``float32``, ``bfloat16``, ``float16``. LoRA weights are float32.
         gradient_checkpointing: recompute the layers in the backward pass.
         attention: attention kernel of transformers (``sdpa``, ``eager``, ``flash_attention_2``).
+        logits_mib: most memory for logits in training, MiB; batches with more labels compute their loss in chunks.
         fingerprint: hash of the base weights that the model was trained on; others are refused.
 
     Raises:
@@ -65,14 +69,15 @@ class LoRAQwenDecoder(nn.Module):
         dtype: str = "float32",
         gradient_checkpointing: bool = False,
         attention: str = "sdpa",
+        logits_mib: int = 512,
         fingerprint: str | None = None,
     ):
         super().__init__()
         if dtype not in DTYPES:
             raise ConfigError(f"llm_conf.dtype: '{dtype}' is not one of {', '.join(DTYPES)}")
-        self.init = Path(init)
+        self.init, self.attention, self.max_logits = Path(init), attention, logits_mib * 2**20 // 4
         self.lora = None if lora is None else section(LoRAConf, lora, "llm_conf.lora")
-        self.model = _load_base(self.init, DTYPES[dtype], attention)
+        self.model = _load_base(self.init, DTYPES[dtype], attentions.kernel(attention))
         self.fingerprint = weights.fingerprint(self.init)
         weights.check_fingerprint(self.init, fingerprint, "llm_conf.fingerprint")
         if self.lora is not None:
@@ -97,33 +102,53 @@ class LoRAQwenDecoder(nn.Module):
         return self.embedding(input_ids.clamp(min=0))
 
     def forward(
-        self, inputs_embeds: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+        self, inputs_embeds: Tensor, labels: Tensor, segments: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Next-token loss and accuracy at the labelled positions; no logits are computed elsewhere.
 
         Args:
-            inputs_embeds: (B, S, D_llm), padded on the right.
-            labels: (B, S), ``IGNORE_INDEX`` where nothing is to be learnt.
-            attention_mask: (B, S); not needed for right padding, which no labelled position can see.
+            inputs_embeds: (B, S, D_llm), padded on the right, which no labelled position can see.
+            labels: (B, S), ``IGNORE_INDEX`` where nothing is to be learnt, as at the begin of each utterance.
+            segments: (1, S) which utterance of a packed row a position belongs to; None: a row is an utterance.
 
         Returns:
             mean loss, accuracy and number of labelled positions, each 0-dim.
-        """
-        logits, targets = self.labelled_logits(inputs_embeds, labels, attention_mask)
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
-        correct = (logits.detach().argmax(-1) == targets).sum()
-        count = torch.tensor(len(targets), device=targets.device)
-        return loss, correct / count.clamp(min=1), count
 
-    def labelled_logits(
-        self, inputs_embeds: Tensor, labels: Tensor, attention_mask: Tensor | None = None
+        Raises:
+            ConfigError: a packed row, and an attention kernel that cannot keep its utterances apart.
+        """
+        hidden, targets = self.labelled_states(inputs_embeds, labels, segments)
+        loss, hits = cross_entropy(self.model.get_output_embeddings(), hidden, targets, self.max_logits)
+        count = torch.tensor(len(targets), device=targets.device)
+        return loss / max(len(targets), 1), hits / count.clamp(min=1), count
+
+    def labelled_states(
+        self, inputs_embeds: Tensor, labels: Tensor, segments: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Logits (N, V) that predict the N labels, and these labels (N,), row by row."""
-        hidden = self._backbone(
-            inputs_embeds=inputs_embeds.to(self.embedding.weight.dtype), attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
+        """Last hidden states (N, D_llm) that predict the N labels, and these labels (N,), row by row."""
+        packed = {} if segments is None else attentions.packed_arguments(self.attention, lay_out(segments))
+        with self._checkpointing():
+            hidden = self._backbone(
+                inputs_embeds=inputs_embeds.to(self.embedding.weight.dtype), use_cache=False, **packed
+            ).last_hidden_state
         predicts = labels[:, 1:] != IGNORE_INDEX
-        return self.model.get_output_embeddings()(hidden[:, :-1][predicts]), labels[:, 1:][predicts]
+        return hidden[:, :-1][predicts], labels[:, 1:][predicts]
+
+    @contextlib.contextmanager
+    def _checkpointing(self) -> Iterator[None]:
+        """Inside, layers checkpoint themselves if they are to, also where the LLM is frozen and in evaluation mode.
+
+        transformers asks a layer's ``training``; that of the modules inside, which dropout asks, stays as it is.
+        """
+        layers = [m for m in self._backbone.modules() if getattr(m, "gradient_checkpointing", False)]
+        modes = [layer.training for layer in layers]
+        for layer in layers:
+            layer.training = torch.is_grad_enabled()
+        try:
+            yield
+        finally:
+            for layer, mode in zip(layers, modes, strict=True):
+                layer.training = mode
 
     # -- LoRA -----------------------------------------------------------------------------------------------
 

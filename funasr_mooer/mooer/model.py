@@ -95,6 +95,7 @@ class MooerModel(Parts):
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor,
+        segments: Tensor | None = None,
         transcript_ids: Tensor | None = None,
         transcript_lengths: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -103,9 +104,10 @@ class MooerModel(Parts):
         Args:
             feats: (B, T, F) features.
             feat_lengths: (B,) frames.
-            input_ids: (B, L) ``[AUDIO_ID][prompt][answer]``, padded on the right.
+            input_ids: (B, L) ``[AUDIO_ID][prompt][answer]``, padded on the right; or all of them in one row, (1, L).
             attention_mask: (B, L), false at padding.
             labels: (B, L), ``IGNORE_INDEX`` outside the answer.
+            segments: (1, L) number of the utterance, from 1, where they stand in one row.
             transcript_ids: (B, N) what was said, for the ``adapter_ctc`` objective.
             transcript_lengths: (B,).
 
@@ -117,10 +119,11 @@ class MooerModel(Parts):
             if transcript_ids is None or transcript_lengths is None:
                 raise DataError("objective adapter_ctc needs transcripts; the pack has no field 'text'")
             return self._adapter_ctc(audio_embeds, audio_lengths, transcript_ids, transcript_lengths)
+        embeds = self.llm.embed(input_ids)
         spliced = splice_audio(
-            input_ids, attention_mask, self.llm.embed(input_ids), audio_embeds, audio_lengths, labels
+            input_ids, attention_mask, embeds, audio_embeds, audio_lengths, labels, segments=segments
         )
-        loss, accuracy, count = self.llm(spliced.inputs_embeds, spliced.labels)
+        loss, accuracy, count = self.llm(spliced.inputs_embeds, spliced.labels, spliced.segments)
         return loss, {"loss": loss.detach(), "acc": accuracy}, count
 
     def hear(self, feats: Tensor, feat_lengths: Tensor) -> tuple[Tensor, Tensor]:

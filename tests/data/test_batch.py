@@ -71,6 +71,33 @@ def test_lengths_are_rounded_up_and_change_nothing_else(fakes):
     assert a.weight == b.weight
 
 
+def test_a_packed_batch_is_one_row_without_padding(fakes):
+    words = {"text": np.array([10, 11]), "text.en": np.array([12])}
+    examples = [Example("a", 0, fakes.tone(1), words, "asr"), Example("b", 1, fakes.tone(0.5), words, "ast")]
+    rows = collate(examples, FEATURES, fakes.Prompt(), pad_id=0).inputs
+    packed = collate(examples, FEATURES, fakes.Prompt(), pad_id=0, multiple=16, packed=True).inputs
+    mask = rows["attention_mask"]
+    assert packed["input_ids"].tolist() == [rows["input_ids"][mask].tolist()]
+    assert packed["labels"].tolist() == [rows["labels"][mask].tolist()]
+    assert packed["segments"].tolist() == [[1] * int(mask[0].sum()) + [2] * int(mask[1].sum())]
+    assert packed["attention_mask"].all()
+    assert packed["feats"].shape[:2] == (2, 32)
+
+
+def test_packed_rows_fill_the_budget_and_lose_no_utterance(load):
+    loader = load(packing=True, budget=300)
+    batches = list(loader.epoch(1))
+    assert sorted(u for batch in batches for u in batch.utt_ids) == [f"utt{i:03d}" for i in range(24)]
+    positions = [b.inputs["input_ids"].shape[1] + int((b.inputs["feat_lengths"] // 2 - 1).sum()) for b in batches]
+    assert max(positions) <= 300
+    for a, b in zip(batches[1:], load(packing=True, budget=300).epoch(1, start_step=1), strict=True):
+        same(a, b)
+    with pytest.raises(ConfigError, match="packing: needs a model with an LLM"):
+        load(packing=True, prompt=False)
+    with pytest.raises(ConfigError, match="packing: a row is filled with positions"):
+        conf(packing=True, budget_unit="frames")
+
+
 def test_ctc_batches_hold_features_and_transcripts_only(load):
     batch = next(iter(load(prompt=False)))
     assert set(batch.inputs) == {"feats", "feat_lengths", "transcript_ids", "transcript_lengths"}

@@ -44,6 +44,19 @@ def test_padding_stays_below_8_percent_and_batches_are_full():
     assert tokens.std() / tokens.mean() < 0.12
 
 
+def test_packed_rows_are_full_and_alike():
+    costs = log_normal(20000)
+    sampler = TokenBudgetSampler(costs, 8000, window=150, packed=True)
+    rows = [batch for epoch in range(2) for batch in sampler.batches(epoch)]
+    tokens = np.array([costs[row].sum() for row in rows])
+    assert tokens.max() <= 8000
+    assert tokens.mean() > 0.95 * 8000
+    assert tokens.std() / tokens.mean() < 0.05
+    frames = [costs[row] - 26 for row in rows]  # about what the encoder pads
+    assert sum(len(f) * f.max() for f in frames) <= 1.08 * sum(f.sum() for f in frames)
+    np.testing.assert_array_equal(epoch_of(sampler, 1), np.arange(len(costs)))
+
+
 def test_epochs_differ_and_repeat_exactly():
     a, b = TokenBudgetSampler(COSTS, 2000, seed=3), TokenBudgetSampler(COSTS, 2000, seed=3)
     for epoch in (0, 1):

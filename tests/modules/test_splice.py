@@ -57,6 +57,14 @@ def test_another_number_of_audios_is_refused():
         splice([[A, A, 5]], [[0.1]], [1])
 
 
+def test_positions_of_a_packed_row_know_their_utterance():
+    ids = torch.tensor([[A, 5, 6, A, 7, P]])
+    numbers, embeds = torch.tensor([[1, 1, 1, 2, 2, 0]]), torch.zeros(1, 6, 1)
+    out = splice_audio(ids, ids != P, embeds, torch.ones(2, 3, 1), torch.tensor([2, 3]), segments=numbers)
+    assert out.segments.tolist() == [[1, 1, 1, 1, 2, 2, 2, 2]]
+    assert out.inputs_embeds[..., 0].tolist() == [[1, 1, 0, 0, 1, 1, 1, 0]]
+
+
 def test_gradients_reach_the_audio_and_nothing_is_changed_in_place():
     ids = torch.tensor([[A, 5]])
     embeds, audio = torch.ones(1, 2, 3), torch.ones(1, 4, 3, requires_grad=True)

@@ -8,6 +8,7 @@ import torch
 
 from funasr_mooer import weights
 from funasr_mooer.auto import load_model
+from funasr_mooer.data.batch import one_row
 from funasr_mooer.errors import CheckpointError, ConfigError, DataError
 from funasr_mooer.model_dir import read_model_dir, write_model_dir
 from funasr_mooer.modules.splice import IGNORE_INDEX
@@ -56,6 +57,57 @@ def test_loss_is_the_mean_over_labels(model):
     assert not stats["loss"].requires_grad
     alone = [model(**{k: v[row : row + 1] for k, v in inputs.items()}) for row in range(2)]
     torch.testing.assert_close(loss, sum(part * w for part, _, w in alone) / weight, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("parts", [["adapter"], ["adapter", "lora", "encoder"]])
+def test_a_packed_row_has_the_loss_and_gradients_of_the_padded_batch(tiny_config, parts, checkpointing):
+    tiny_config["llm_conf"] |= {"gradient_checkpointing": checkpointing}
+    tiny_config["encoder_conf"] |= {"gradient_checkpointing": checkpointing}
+    tiny_config["encoder_conf"] |= {"dropout_rate": 0.0, "attention_dropout_rate": 0.0}
+    tiny_config["llm_conf"]["lora"] |= {"dropout": 0.0}
+    torch.manual_seed(1)
+    model = build_model(tiny_config).double()  # the encoder's positions and the loss stay float32
+    for parameter in model.parts["lora"]:
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.train_parts(parts)
+    model.train()
+    padded = batch(model, ["turn on the light", "zero", "one two zero one two zero"])
+    rows = {name: padded[name] for name in ("input_ids", "attention_mask", "labels")}
+    packed = {**padded, **one_row(rows)}
+    found = []
+    for inputs in (padded, packed):
+        model.zero_grad(set_to_none=True)
+        loss, stats, weight = model(**inputs)
+        loss.backward()
+        found.append([loss, stats["acc"], weight, *[p.grad for part in parts for p in model.parts[part]]])
+    assert packed["input_ids"].shape == (1, int(padded["attention_mask"].sum()))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
+
+
+def test_a_packed_row_is_refused_by_kernels_that_would_mix_its_utterances(tiny_config):
+    tiny_config["llm_conf"] |= {"attention": "eager"}
+    model = build_model(tiny_config)
+    inputs = batch(model)
+    inputs |= one_row({name: inputs[name] for name in ("input_ids", "attention_mask", "labels")})
+    with pytest.raises(ConfigError, match="llm_conf.attention: eager; use sdpa or flash_attention_2"):
+        model(**inputs)
+
+
+@pytest.mark.parametrize("part", ["adapter", "lora"])
+def test_gradient_checkpointing_of_the_llm_works_while_it_is_frozen_too(tiny_config, part):
+    tiny_config["llm_conf"] |= {"gradient_checkpointing": True}
+    model = build_model(tiny_config)
+    model.train_parts([part])
+    model.train()
+    calls = []
+    mlp = model.llm.model.base_model.model.model.layers[0].mlp
+    mlp.register_forward_pre_hook(lambda *_: calls.append(mlp.training))
+    loss, _, _ = model(**batch(model))
+    assert len(calls) == 1
+    loss.backward()
+    assert calls == [part == "lora"] * 2  # computed again, and without dropout where nothing of the LLM is trained
 
 
 def test_only_the_chosen_parts_train_and_frozen_ones_stay_in_evaluation_mode(model):

@@ -276,7 +276,8 @@ def test_training_logits_at_labels(ref, trainable, stored):
             audio_lengths,
             batch["labels"],
         )
-        logits, targets = trainable.llm.labelled_logits(out.inputs_embeds, out.labels)
+        hidden, targets = trainable.llm.labelled_states(out.inputs_embeds, out.labels)
+        logits = trainable.llm.model.get_output_embeddings()(hidden)
     labels = ref.collate["train_asr.labels"]
     chosen = labels[:, 1:] != IGNORE_INDEX
     assert torch.equal(targets, labels[:, 1:][chosen])
