@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).resolve().parent
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads cost more than tiny models gain
 
 
 def _folder(variable: str, default: str) -> Path:
