@@ -30,6 +30,8 @@ class DecodeConf:
         no_repeat_ngram_size: no sequence of so many tokens may come twice; 0 switches it off.
         repetition_guard: an answer that repeats one phrase more often than this in a row is cut there; 0 is off.
         min_length: shortest answer, tokens.
+        ctc_weight: above 0, for tasks that ask for the transcript, the beams and the CTC head's own transcript are
+            ranked by both models together; the weight is that of the CTC head's log-probability.
     """
 
     num_beams: int = 4
@@ -40,11 +42,14 @@ class DecodeConf:
     no_repeat_ngram_size: int = 0
     repetition_guard: int = 0
     min_length: int = 1
+    ctc_weight: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("num_beams", "max_new_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"decode_conf.{name}={getattr(self, name)}: must be at least 1")
+        if self.ctc_weight < 0:
+            raise ConfigError(f"decode_conf.ctc_weight={self.ctc_weight}: must not be below 0")
 
 
 DECODE_KEYS = tuple(field.name for field in dataclasses.fields(DecodeConf))
@@ -78,8 +83,9 @@ def search(
     attention_mask: Tensor,
     conf: DecodeConf,
     on_text: TextCallback | None = None,
+    nbest: int = 1,
 ) -> list[Answer]:
-    """Search the best answer of each row.
+    """Search the best answers of each row.
 
     Args:
         llm: the language model.
@@ -88,6 +94,10 @@ def search(
         attention_mask: (B, S), false at padding.
         conf: the search.
         on_text: called with the texts so far of all rows after each token (greedy search only).
+        nbest: answers of each row, at most ``conf.num_beams``.
+
+    Returns:
+        B * nbest answers, those of one row together, best first.
 
     Raises:
         ConfigError: ``on_text`` together with beam search.
@@ -98,7 +108,7 @@ def search(
         raise ConfigError(f"text can be streamed only with num_beams=1, not {conf.num_beams}: beams change their minds")
     beams: dict[str, Any] = {"num_beams": conf.num_beams}
     if conf.num_beams > 1:
-        beams |= {"length_penalty": conf.length_penalty, "output_scores": True}
+        beams |= {"length_penalty": conf.length_penalty, "output_scores": True, "num_return_sequences": nbest}
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=conf.max_new_tokens,

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from funasr_mooer.config import construct, section, suggest
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
-from funasr_mooer.modules.ctc import CTCHead
+from funasr_mooer.modules.ctc import CTCHead, greedy
 from funasr_mooer.modules.splice import splice_audio
-from funasr_mooer.mooer import border
+from funasr_mooer.mooer import border, rescore
 from funasr_mooer.mooer.generate import DECODE_KEYS, Answer, DecodeConf, TextCallback, decode_conf, search
 from funasr_mooer.mooer.parts import Parts, init_part
 from funasr_mooer.mooer.prompt import Prompt
@@ -186,13 +186,46 @@ class MooerModel(Parts):
         conf: DecodeConf,
         on_text: TextCallback | None = None,
     ) -> list[Answer]:
-        """Decode a batch: (B, T, F), (B,) -> one answer per row, in order."""
-        audio_embeds, audio_lengths = self.hear(feats, feat_lengths)
+        """Decode a batch: (B, T, F), (B,) -> one answer per row, in order.
+
+        Raises:
+            ConfigError: ``ctc_weight`` is given to a model without a CTC head.
+        """
+        encoder_out, encoder_lengths = self.encode(feats, feat_lengths)
+        heard = self.adapter(encoder_out, encoder_lengths)  # (B, U, D_llm), (B,)
         ids = torch.tensor([self.prompt.ids(task)], device=feats.device).expand(len(feats), -1)
-        spliced = splice_audio(
-            ids, torch.ones_like(ids), self.llm.embed(ids), audio_embeds, audio_lengths, padding_side="left"
-        )
-        return search(self.llm, self.tokenizer, spliced.inputs_embeds, spliced.attention_mask, conf, on_text)
+        spliced = splice_audio(ids, torch.ones_like(ids), self.llm.embed(ids), *heard, padding_side="left")
+        joint = conf.ctc_weight > 0 and self.prompt.tasks[task].answer == ["text"]
+        if joint and self.ctc is None:
+            raise ConfigError("decode_conf.ctc_weight: the model has no CTC head (ctc_conf); set it to 0")
+        nbest = conf.num_beams if joint else 1
+        answers = search(self.llm, self.tokenizer, spliced.inputs_embeds, spliced.attention_mask, conf, on_text, nbest)
+        if not joint:
+            return answers
+        beams = [answers[start : start + nbest] for start in range(0, len(answers), nbest)]
+        return self._rescored(task, beams, encoder_out, encoder_lengths, heard, conf.ctc_weight)
+
+    def _rescored(
+        self,
+        task: str,
+        beams: list[list[Answer]],
+        encoder_out: Tensor,
+        encoder_lengths: Tensor,
+        heard: tuple[Tensor, Tensor],
+        ctc_weight: float,
+    ) -> list[Answer]:
+        """The best of each row's beams and CTC transcript by both models: see :mod:`funasr_mooer.mooer.rescore`."""
+        eos, blank = self.tokenizer.eos_id, self.ctc.blank_id
+        log_probs = self.ctc.log_probs(encoder_out)
+        drafts = [path.tokens for path in greedy(log_probs, encoder_lengths, blank)]
+        rows = rescore.candidates(beams, drafts, eos)
+        row_of = torch.tensor([b for b, row in enumerate(rows) for _ in row], device=encoder_out.device)
+        answers = [answer.token_ids for row in rows for answer in row]
+        audio_embeds, audio_lengths = (tensor[row_of] for tensor in heard)
+        llm_scores = rescore.llm_log_likelihoods(self.llm, audio_embeds, audio_lengths, self.prompt.ids(task), answers)
+        spelt = [[token for token in answer if token != eos] for answer in answers]
+        ctc_scores = rescore.ctc_log_likelihoods(log_probs[row_of], encoder_lengths[row_of], spelt, blank)
+        return rescore.best(rows, llm_scores, ctc_scores, ctc_weight)
 
     def decode(
         self, feats: Tensor, feat_lengths: Tensor, task: str, conf: DecodeConf | None = None
