@@ -5,9 +5,10 @@ Like the other ``model.py`` files this is the border to FunASR: it takes FunASR'
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ from funasr_mooer.config import construct, section, suggest
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
 from funasr_mooer.modules.ctc import CTCHead, align
+from funasr_mooer.modules.routing import RoutingStats
 from funasr_mooer.mooer import border
 from funasr_mooer.mooer.parts import Parts, init_part
 from funasr_mooer.u2pp_moe import search
+from funasr_mooer.u2pp_moe.context import context_graph
 from funasr_mooer.u2pp_moe.loss import accuracy, smoothed_loss, teaching
 from funasr_mooer.u2pp_moe.search import DecodeConf, Hypothesis, decode_conf
 from funasr_mooer.u2pp_moe.streaming import STREAM, Streamer
@@ -112,6 +115,7 @@ class U2ppMoEModel(Parts):
         if self.model_conf.reverse_weight > 0 and self.decoder.right_to_left is None:
             raise ConfigError("model_conf.reverse_weight is above 0, which needs decoder: MoEBiTransformerDecoder")
         self.objective = "hybrid"
+        self.routing = RoutingStats(self)
         # All parts learn together, also from trained weights, unless encoder_conf.freeze says otherwise.
         frozen = border.encoder_is_frozen({"encoder_conf": {"freeze": False, **self.config["encoder_conf"]}})
         self.train_parts(["ctc", "decoder", *([] if frozen else ["encoder"])])
@@ -147,7 +151,12 @@ class U2ppMoEModel(Parts):
     # -- training ---------------------------------------------------------------------------------------------
 
     def forward(
-        self, feats: Tensor, feat_lengths: Tensor, transcript_ids: Tensor, transcript_lengths: Tensor
+        self,
+        feats: Tensor,
+        feat_lengths: Tensor,
+        transcript_ids: Tensor,
+        transcript_lengths: Tensor,
+        languages: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """FunASR's training contract: mean loss, statistics, and what the loss was averaged over.
 
@@ -159,12 +168,14 @@ class U2ppMoEModel(Parts):
             feat_lengths: (B,) frames.
             transcript_ids: (B, N) tokens of what was said, padded with anything.
             transcript_lengths: (B,).
+            languages: (B,) for the statistics of experts; see :meth:`name_languages`.
 
         Returns:
             loss per token (0-dim, float32); ``loss``, ``loss_ctc``, ``loss_att`` and ``acc`` detached; number of
             tokens (0-dim).
         """
-        found = self.losses(feats, feat_lengths, transcript_ids, transcript_lengths)
+        with self.routing.counting(languages) if self.training else contextlib.nullcontext():
+            found = self.losses(feats, feat_lengths, transcript_ids, transcript_lengths)
         count = transcript_lengths.sum()
         scale = len(feats) / count.clamp(min=1)
         stats = {"loss": found.total * scale, "loss_ctc": found.ctc * scale}
@@ -203,6 +214,14 @@ class U2ppMoEModel(Parts):
         over = taught.lengths.sum() if self.model_conf.length_normalized_loss else len(taught.lengths)
         return loss / over, accuracy(logits, taught.targets)
 
+    def name_languages(self, names: Sequence[str]) -> None:
+        """What the numbers in ``languages`` stand for; '' is an utterance whose language is not known."""
+        self.routing.languages = names
+
+    def take_figures(self, total: Callable[[Tensor], Tensor]) -> tuple[dict[str, float], dict[str, float]]:
+        """What training steps since the last call say of the experts; see :meth:`RoutingStats.report`."""
+        return self.routing.report(total)
+
     def set_objective(self, name: str) -> None:
         """Choose what :meth:`forward` computes.
 
@@ -229,12 +248,12 @@ class U2ppMoEModel(Parts):
             feat_lengths: (B,) frames.
             settings: fields of :class:`~funasr_mooer.u2pp_moe.search.DecodeConf`: ``method``,
                 ``decoding_chunk_size``, ``num_decoding_left_chunks``, ``beam_size``, ``ctc_weight``,
-                ``reverse_weight``, ``blank_penalty``, ``length_penalty``; else ``decode_conf`` of the config.
+                ``reverse_weight``, ``blank_penalty``, ``length_penalty``, ``hotwords``; else ``decode_conf`` of the config.
 
         Returns:
             per utterance ``text``, ``timestamp`` ([start, end] of each token in ms) and the fields of
             :class:`~funasr_mooer.u2pp_moe.search.Hypothesis`: ``tokens``, ``score``, ``times``, ``nbest``,
-            ``nbest_scores``, ``nbest_times``, ``tokens_confidence``, ``confidence``.
+            ``nbest_scores``, ``nbest_times``, ``tokens_confidence``, ``confidence``, ``bonuses``.
 
         Raises:
             ConfigError: an unknown setting or one that cannot work.
@@ -275,7 +294,8 @@ class U2ppMoEModel(Parts):
         elif found is None and conf.method == "ctc_greedy_search":
             found = search.ctc_greedy_search(log_probs, lengths, blank)
         elif found is None:
-            found = search.ctc_prefix_beam_search(log_probs, lengths, conf.beam_size, blank)
+            context = context_graph(conf.hotwords, self.tokenizer)
+            found = search.ctc_prefix_beam_search(log_probs, lengths, conf.beam_size, blank, context)
         if conf.method == "attention_rescoring":
             reverse = self.model_conf.reverse_weight if conf.reverse_weight is None else conf.reverse_weight
             symbols = (self.sos, self.eos)

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from funasr_mooer.u2pp_moe.context import ContextGraph, State
 from funasr_mooer.u2pp_moe.search.hypothesis import NEVER, Hypothesis, mean_probability
 
 # Shapes: B utterances, T encoder frames, V vocabulary.
@@ -57,18 +58,22 @@ class GreedyPath:
 
 
 class _Node:
-    """One prefix: a token, the prefix before it, and the known prefixes that go on from it."""
+    """One prefix: a token, the prefix before it, the known prefixes that go on from it, and what hotwords add to it."""
 
-    __slots__ = ("before", "next", "token")
+    __slots__ = ("before", "earned", "lent", "next", "state", "token")
 
-    def __init__(self, token: int, before: _Node | None):
-        self.token, self.before = token, before
+    def __init__(self, token: int, before: _Node | None, state: State | None):
+        self.token, self.before, self.state = token, before, state
         self.next: dict[int, _Node] = {}
+        self.earned = self.lent = 0.0
+        if before is not None and state is not None:
+            self.earned, self.lent = before.earned + state.earned, state.lent
 
-    def after(self, token: int) -> _Node:
+    def after(self, token: int, context: ContextGraph | None) -> _Node:
         node = self.next.get(token)
         if node is None:
-            node = self.next[token] = _Node(token, self)
+            state = None if context is None else context.step(self.state, token)
+            node = self.next[token] = _Node(token, self, state)
         return node
 
     def tokens(self) -> list[int]:
@@ -110,13 +115,15 @@ class PrefixBeam:
     Args:
         beam_size: prefixes kept, and tokens looked at per frame.
         blank_id: the token that means "nothing new".
+        context: hotwords; what they add ranks the prefixes, and leaves the probabilities of paths alone.
     """
 
-    def __init__(self, beam_size: int, blank_id: int):
-        self.beam_size, self.blank_id, self.frame = beam_size, blank_id, 0
+    def __init__(self, beam_size: int, blank_id: int, context: ContextGraph | None = None):
+        self.beam_size, self.blank_id, self.context, self.frame = beam_size, blank_id, context, 0
         start = _Score()
         start.s = start.v_s = start.v_ns = 0.0
-        self.beam: list[tuple[_Node, _Score]] = [(_Node(-1, None), start)]
+        root = _Node(-1, None, None if context is None else context.root)
+        self.beam: list[tuple[_Node, _Score]] = [(root, start)]
 
     def advance(self, log_probs: Tensor) -> None:
         """Take frames (T, V)."""
@@ -126,7 +133,7 @@ class PrefixBeam:
             self.frame += 1
 
     def _advance_frame(self, values: list[float], tokens: list[int]) -> None:
-        t, found = self.frame, {}
+        t, context, found = self.frame, self.context, {}
 
         def score_of(node: _Node) -> _Score:
             score = found.get(node)
@@ -148,26 +155,28 @@ class PrefixBeam:
                         new.v_ns = score.v_ns + value
                         if new.path_ns is None:  # as in WeNet: a token's time is its last frame on the best path
                             new.path_ns = (score.path_ns[0], t, max(score.path_ns[2], value))
-                    new = score_of(node.after(token))  # it comes again, after a blank
+                    new = score_of(node.after(token, context))  # it comes again, after a blank
                     new.ns = _log_add(new.ns, score.s + value)
                     if new.v_ns < score.v_s + value:
                         new.v_ns, new.path_ns = score.v_s + value, (score.path_s, t, value)
                 else:
-                    new = score_of(node.after(token))
+                    new = score_of(node.after(token, context))
                     new.ns = _log_add(new.ns, total + value)
                     if new.v_ns < best + value:
                         new.v_ns, new.path_ns = best + value, (path, t, value)
-        self.beam = sorted(found.items(), key=lambda item: item[1].total, reverse=True)[: self.beam_size]
+        self.beam = sorted(found.items(), key=_promise, reverse=True)[: self.beam_size]
 
     def hypothesis(self) -> Hypothesis:
-        """The candidates so far."""
-        nbest = [node.tokens() for node, _ in self.beam]
-        paths = [_unlink(score.path) for _, score in self.beam]
-        scores = [score.total for _, score in self.beam]
+        """The candidates, as if the audio ended here: what unfinished hotwords lent is taken back."""
+        beam = sorted(self.beam, key=lambda item: item[1].total + item[0].earned, reverse=True)
+        nbest = [node.tokens() for node, _ in beam]
+        paths = [_unlink(score.path) for _, score in beam]
+        scores = [score.total + node.earned for node, score in beam]
         times = [[t for t, _ in path] for path in paths]
         best = [value for _, value in paths[0]]
+        confidences, bonuses = list(map(math.exp, best)), [node.earned for node, _ in beam]
         return Hypothesis(
-            nbest[0], scores[0], times[0], nbest, scores, times, list(map(math.exp, best)), mean_probability(best)
+            nbest[0], scores[0], times[0], nbest, scores, times, confidences, mean_probability(best), bonuses
         )
 
 
@@ -177,15 +186,21 @@ def ctc_greedy_search(log_probs: Tensor, lengths: Tensor, blank_id: int = 0) -> 
 
 
 def ctc_prefix_beam_search(
-    log_probs: Tensor, lengths: Tensor, beam_size: int = 10, blank_id: int = 0
+    log_probs: Tensor, lengths: Tensor, beam_size: int = 10, blank_id: int = 0, context: ContextGraph | None = None
 ) -> list[Hypothesis]:
-    """Prefix beam search over (B, T, V) with lengths (B,)."""
-    return [_search(PrefixBeam(beam_size, blank_id), row, n) for row, n in zip(log_probs, lengths.tolist())]
+    """Prefix beam search over (B, T, V) with lengths (B,), ``context`` holding hotwords."""
+    return [_search(PrefixBeam(beam_size, blank_id, context), row, n) for row, n in zip(log_probs, lengths.tolist())]
 
 
 def _search(search: GreedyPath | PrefixBeam, log_probs: Tensor, length: int) -> Hypothesis:
     search.advance(log_probs[:length])
     return search.hypothesis()
+
+
+def _promise(item: tuple[_Node, _Score]) -> float:
+    """By what a prefix keeps its place in the beam."""
+    node, score = item
+    return score.total + node.earned + node.lent
 
 
 def _unlink(path: tuple | None) -> list[tuple[int, float]]:

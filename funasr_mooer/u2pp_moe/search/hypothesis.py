@@ -22,6 +22,7 @@ class Hypothesis:
         nbest_times: their times, or None.
         tokens_confidence: probability of each token of the best candidate.
         confidence: geometric mean of the probabilities of its tokens (and of its end, where a decoder predicts one).
+        bonuses: what hotwords add to the score of each candidate; None where the search knows no hotwords.
     """
 
     tokens: list[int]
@@ -32,6 +33,7 @@ class Hypothesis:
     nbest_times: list[list[int]] | None
     tokens_confidence: list[float]
     confidence: float
+    bonuses: list[float] | None = None
 
 
 def mean_probability(log_probs: Sequence[float]) -> float:

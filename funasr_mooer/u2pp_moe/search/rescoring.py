@@ -29,7 +29,8 @@ def attention_rescoring(
 ) -> list[Hypothesis]:
     """Score the candidates of a CTC prefix beam search with the decoders, and choose again.
 
-    The score is (1 - reverse_weight) * left + reverse_weight * right + ctc_weight * CTC, in log probabilities.
+    The score is (1 - reverse_weight) * left + reverse_weight * right + ctc_weight * CTC, in log probabilities, and what
+    hotwords add, whole.
 
     Args:
         decoder: either kind.
@@ -98,7 +99,9 @@ def _rescored(
     decoded = [sum(row) for row in left]
     if right is not None:
         decoded = [(1 - reverse_weight) * a + reverse_weight * sum(row) for a, row in zip(decoded, right)]
-    scores = [a + ctc_weight * ctc for a, ctc in zip(decoded, found.nbest_scores)]
+    bonuses = found.bonuses or [0.0] * len(decoded)
+    heard = [score - bonus for score, bonus in zip(found.nbest_scores, bonuses)]
+    scores = [a + ctc_weight * ctc + bonus for a, ctc, bonus in zip(decoded, heard, bonuses)]
     order = sorted(range(len(scores)), key=lambda i: -scores[i])
     best = order[0]
     confidences = [math.exp(value) for value in left[best][:-1]]
@@ -114,4 +117,5 @@ def _rescored(
         nbest_times=times,
         tokens_confidence=confidences,
         confidence=math.exp(decoded[best] / (len(nbest[0]) + 1)),
+        bonuses=[bonuses[i] for i in order],
     )

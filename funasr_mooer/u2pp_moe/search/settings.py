@@ -10,6 +10,7 @@ from funasr_mooer.config import section, suggest
 from funasr_mooer.errors import ConfigError
 
 METHODS = ("ctc_greedy_search", "ctc_prefix_beam_search", "attention", "attention_rescoring")
+KNOW_HOTWORDS = ("ctc_prefix_beam_search", "attention_rescoring")
 
 
 @dataclasses.dataclass
@@ -25,6 +26,8 @@ class DecodeConf:
         reverse_weight: of the right-to-left decoder in rescoring, 0 to 1; None is the weight it was trained with.
         blank_penalty: taken off the blank's score before the softmax; above 0 fewer words are left out.
         length_penalty: attention scores are divided by length to this power.
+        hotwords: phrases that a CTC prefix search (so also rescoring) is told to expect; see
+            :func:`~funasr_mooer.u2pp_moe.context.read_hotwords`.
     """
 
     method: str = "attention_rescoring"
@@ -35,10 +38,13 @@ class DecodeConf:
     reverse_weight: float | None = None
     blank_penalty: float = 0.0
     length_penalty: float = 0.0
+    hotwords: Any = None
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ConfigError(f"method={self.method!r} is no decoding method{suggest(self.method, METHODS)}")
+        if self.hotwords and self.method not in KNOW_HOTWORDS:
+            raise ConfigError(f"hotwords: method={self.method} knows none; use {' or '.join(KNOW_HOTWORDS)}")
         if self.beam_size < 1:
             raise ConfigError(f"beam_size={self.beam_size} must be at least 1")
         if self.decoding_chunk_size == 0:
