@@ -24,6 +24,7 @@ CALL_KEYS = (
     *DECODE_KEYS,
     *U2PP_DECODE_KEYS,
     *("task", "on_text", "return_token_ids", "fs", "data_type", "batch_size", "batch_size_s", "cache", "is_final"),
+    "endpoint_conf",
     *("language", "hotword", "disable_pbar", "merge_vad", "merge_length_s", "batch_size_threshold_s", "use_itn"),
     *("sentence_timestamp", "output_timestamp", "return_raw_text", "progress_callback", "key", "output_dir"),
 )

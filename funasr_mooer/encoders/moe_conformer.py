@@ -114,6 +114,7 @@ class MoEConformerEncoder(nn.Module):
         positions = Positions(output_size, positional_dropout_rate)
         self.embed = INPUT_LAYERS[input_layer](input_size, output_size, dropout_rate, positions)
         self.frame_ms = (input_frame_ms or (10.0 if input_layer == "conv2d" else 60.0)) * self.embed.factor
+        self.factor, self.right_context, self.causal = self.embed.factor, self.embed.right_context, causal
 
         inner_dropout = dropout_rate if ffn_dropout_rate is None else ffn_dropout_rate
 
@@ -217,6 +218,13 @@ class MoEConformerEncoder(nn.Module):
             att_caches.append(att[:, :, keep_from:])
             cnn_caches.append(cnn)
         return self.after_norm(x), torch.cat(att_caches), torch.stack(cnn_caches)
+
+    def caches(self) -> tuple[Tensor, Tensor]:
+        """The caches of a stream that has not begun, (L, H, 0, 2D / H) and (L, D, cnn_module_kernel - 1)."""
+        layers, first = len(self.encoders), self.encoders[0]
+        at, attention = self.after_norm.weight, first.self_attn
+        att_cache = at.new_zeros(layers, attention.heads, 0, 2 * attention.head_size)
+        return att_cache, at.new_zeros(layers, self.output_size, first.conv_module.context)
 
     def forward_streams(
         self,

@@ -33,7 +33,7 @@ SECTIONS = (
     *("model", "model_conf", "frontend", "frontend_conf", "tokenizer", "tokenizer_conf"),
     *("encoder", "encoder_conf", "adapter", "adapter_conf", "llm", "llm_conf"),
     *("ctc_conf", "decoder", "decoder_conf"),
-    *("prompt_conf", "decode_conf", "dataset", "dataset_conf", "train_conf", "optim", "optim_conf"),
+    *("prompt_conf", "decode_conf", "endpoint_conf", "dataset", "dataset_conf", "train_conf", "optim", "optim_conf"),
     *("scheduler", "scheduler_conf"),
 )
 
