@@ -25,6 +25,7 @@ from funasr_mooer.mooer import border
 from funasr_mooer.mooer.parts import Parts, init_part
 from funasr_mooer.u2pp_moe import search
 from funasr_mooer.u2pp_moe.context import context_graph
+from funasr_mooer.u2pp_moe.endpoint import EndpointConf
 from funasr_mooer.u2pp_moe.loss import accuracy, smoothed_loss, teaching
 from funasr_mooer.u2pp_moe.search import DecodeConf, Hypothesis, decode_conf
 from funasr_mooer.u2pp_moe.streaming import STREAM, Streamer
@@ -118,7 +119,7 @@ class U2ppMoEModel(Parts):
         self.routing = RoutingStats(self)
         # All parts learn together, also from trained weights, unless encoder_conf.freeze says otherwise.
         frozen = border.encoder_is_frozen({"encoder_conf": {"freeze": False, **self.config["encoder_conf"]}})
-        self.train_parts(["ctc", "decoder", *([] if frozen else ["encoder"])])
+        self.train_parts([name for name in self.parts if not (name == "encoder" and frozen)])
 
     def _part(self, name: str, cls: type, **given: Any) -> torch.nn.Module:
         conf, init = border.split_init(self.config[f"{name}_conf"])
@@ -336,7 +337,8 @@ class U2ppMoEModel(Parts):
         """FunASR's decoding contract; what ``AutoModel.generate`` calls with one batch.
 
         With ``cache`` the audio is the next piece of a stream: pass ``{}`` first, the same dict after that, and
-        ``is_final=True`` with the last piece. The text is that of the whole stream so far.
+        ``is_final=True`` with the last piece. The text is that of the whole stream so far; with ``endpoint_conf``
+        (of the config or the call) that of the segment under way, and ``segments`` lists those that ended.
 
         Args:
             data_in: audio as paths, arrays (N,), tensors or bytes; features (T, F) with ``data_type="fbank"``.
@@ -382,16 +384,22 @@ class U2ppMoEModel(Parts):
         rate = int(config.get("fs") or self.features.conf.fs)
         if rate != self.features.conf.fs:
             raise DataError(f"fs={rate}: a stream must have {self.features.conf.fs} Hz")
-        streamer = Streamer(self, conf)
-        stream = cache.setdefault(STREAM, streamer.open())
+        rules = config.get("endpoint_conf", self.config.get("endpoint_conf"))
+        streamer = Streamer(self, conf, None if rules is None else section(EndpointConf, rules, "endpoint_conf"))
+        if STREAM not in cache:
+            cache[STREAM] = streamer.open()
+        stream = cache[STREAM]
         piece = data_in[0].detach().cpu().numpy() if isinstance(data_in[0], Tensor) else data_in[0]
         (result,) = streamer.feed([stream], [piece], is_final)
+        segments = [_shown(segment, return_token_ids) for segment in result.pop("segments")]
         result = {"key": str(key[0]) if key else "utt0", **_shown(result, return_token_ids)}
+        if rules is not None:
+            result["segments"] = segments
         return [result], {"batch_data_time": max(len(piece) / rate, 1e-3)}
 
 
 TOKENIZER_FILES = {"init": "units.txt", "bpe_model": "bpe.model"}
-BRIEF = ("text", "timestamp", "confidence", "is_final", "warning")
+BRIEF = ("text", "timestamp", "confidence", "is_final", "warning", "start_ms", "end_ms", "endpoint")
 
 
 def _shown(result: dict[str, Any], everything: bool) -> dict[str, Any]:

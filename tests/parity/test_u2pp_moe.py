@@ -407,7 +407,7 @@ def test_streams_in_pieces_of_any_size_equal_wenets(models, systems):
             for start in range(0, len(feats), size):
                 (result,) = streamer.feed([state], [feats[start : start + size]], final=start + size >= len(feats))
                 partial.append(result["tokens"])
-            close(torch.cat(state.encoder_out), now[f"{name}.out"][0], 1e-5, f"{model.name} {name}")
+            close(torch.cat(state.segment.encoder_out), now[f"{name}.out"][0], 1e-5, f"{model.name} {name}")
             same_hypothesis(result, expected, f"{model.name} {name} {method}")
             if method == "ctc_greedy_search":
                 assert [tokens for tokens in partial if tokens and tokens not in stream["partial_greedy"]] == []

@@ -7,8 +7,9 @@ import torch
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
 from funasr_mooer.mooer.border import build_model
+from funasr_mooer.u2pp_moe.feature_stream import FeatureStream
 from funasr_mooer.u2pp_moe.search import METHODS, DecodeConf
-from funasr_mooer.u2pp_moe.streaming import FeatureStream, Streamer
+from funasr_mooer.u2pp_moe.streaming import Streamer
 
 
 def noise(samples, seed=0):
@@ -45,7 +46,7 @@ def test_a_stream_ends_with_what_the_whole_utterance_gives(model, method, chunk,
         stream = streamer.open()
         for start in range(0, len(wave), size):
             (result,) = streamer.feed([stream], [wave[start : start + size]], final=start + size >= len(wave))
-        torch.testing.assert_close(torch.cat(stream.encoder_out), masked[0], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.cat(stream.segment.encoder_out), masked[0], atol=1e-5, rtol=1e-5)
         assert result["is_final"]
         assert (result["tokens"], result["timestamp"]) == (whole["tokens"], whole["timestamp"])
         assert result["score"] == pytest.approx(whole["score"], abs=1e-4)
@@ -59,7 +60,7 @@ def test_streams_in_one_batch_do_not_hear_each_other(model):
     for wave in waves:
         stream = streamer.open()
         streamer.feed([stream], [wave], final=True)
-        alone.append(torch.cat(stream.encoder_out))
+        alone.append(torch.cat(stream.segment.encoder_out))
     streams, position = [streamer.open() for _ in waves], [0, 0, 0]
     rng = np.random.default_rng(0)
     while not all(stream.closed for stream in streams):
@@ -70,7 +71,7 @@ def test_streams_in_one_batch_do_not_hear_each_other(model):
             position[i] += n
         streamer.feed([streams[i] for i in chosen], pieces, [position[i] >= len(waves[i]) for i in chosen])
     for stream, expected in zip(streams, alone):
-        torch.testing.assert_close(torch.cat(stream.encoder_out), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(torch.cat(stream.segment.encoder_out), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_model_keeps_nothing(model):
@@ -87,7 +88,7 @@ def test_caches_of_long_streams_do_not_grow(model):
     stream = streamer.open()
     for second in range(3):
         streamer.feed([stream], [noise(16000, second)])
-        assert stream.att_cache.shape[2] <= 8
+        assert stream.segment.att_cache.shape[2] <= 8
         assert len(stream.frontend.samples) < 400 + 160
         assert len(stream.feats) < streamer.window
 
@@ -98,7 +99,7 @@ def test_bytes_integers_and_tensors_are_the_same_sound(model):
     for piece in (wave, wave.tobytes(), wave / np.float32(32768), torch.from_numpy(wave.astype(np.float32) / 32768)):
         stream = streamer.open()
         streamer.feed([stream], [piece], final=True)
-        results.append(torch.cat(stream.encoder_out))
+        results.append(torch.cat(stream.segment.encoder_out))
     assert all(torch.equal(result, results[0]) for result in results)
 
 
@@ -129,3 +130,24 @@ def test_wrong_use_is_an_error(model, config):
     config["encoder_conf"] |= {"use_dynamic_chunk": False}
     with pytest.raises(ConfigError, match="train it with encoder_conf.use_dynamic_chunk"):
         Streamer(build_model(config))
+
+
+def test_bytes_may_be_cut_within_a_sample(model):
+    pcm = np.round(noise(8000) * 32767).astype(np.int16).tobytes()
+    streamer, outputs = Streamer(model, DecodeConf("ctc_greedy_search", 4)), []
+    for size in (len(pcm), 1001):
+        stream = streamer.open()
+        for start in range(0, len(pcm), size):
+            streamer.feed([stream], [pcm[start : start + size]], final=start + size >= len(pcm))
+        outputs.append(torch.cat(stream.segment.encoder_out))
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_stream_is_closed_once_and_keeps_its_settings(model):
+    streamer = Streamer(model)
+    stream = streamer.open()
+    with pytest.raises(ConfigError, match="settings changed within a stream"):
+        Streamer(model, DecodeConf(beam_size=3)).feed([stream], [noise(100)])
+    streamer.feed([stream], [None], final=True)
+    with pytest.raises(DataError, match="the stream has ended; start another one"):
+        streamer.feed([stream], [None], final=True)
