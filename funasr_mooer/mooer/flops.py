@@ -43,8 +43,10 @@ class Flops:
 
     def _passes(self, name: str) -> int:
         part = "llm" if name in ("layers", "head") else name
-        below = {"encoder": (), "adapter": ("encoder",), "layers": ("encoder", "adapter", "lora")}
-        flows = any(other in self.trained for other in below.get(name, ("encoder", "adapter", "lora", "llm")))
+        below = {"encoder": ["encoder"], "adapter": ["encoder", "adapter"]}.get(
+            name, ["encoder", "adapter", "lora", "llm"]
+        )
+        flows = any(other in self.trained for other in below)
         return 1 + flows + (part in self.trained)
 
 
