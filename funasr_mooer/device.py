@@ -11,6 +11,7 @@ import os
 import random
 from collections.abc import Iterator
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -123,6 +124,40 @@ def peak_memory_gib(device: torch.device) -> float:
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return backend(device.type).max_memory_allocated(device) / 2**30
+
+
+class Card(NamedTuple):
+    """What a data sheet says of an accelerator: dense bfloat16 TFLOP/s (float16 where it has no bfloat16), and GiB."""
+
+    tflops: float
+    gib: float
+
+
+# By a word of the name that the driver gives, in the order in which they are tried; NVIDIA's and Moore Threads' data sheets.
+CARDS = {
+    "b200": Card(2250, 180),
+    "h200": Card(989, 141),
+    "h20": Card(148, 96),
+    "h100 pcie": Card(756, 80),
+    "h100": Card(989, 80),
+    "h800": Card(989, 80),
+    "a100": Card(312, 80),
+    "a800": Card(312, 80),
+    "l40s": Card(362, 48),
+    "l40": Card(181, 48),
+    "a10": Card(125, 24),
+    "v100": Card(125, 32),
+    "4090": Card(165, 24),
+    "s4000": Card(100, 48),
+}
+
+
+def peak_tflops(device: torch.device) -> float | None:
+    """Dense TFLOP/s of an accelerator by its name; None for a CPU and for what is not in :data:`CARDS`."""
+    if device.type == "cpu":
+        return None
+    name = backend(device.type).get_device_properties(device).name.lower()
+    return next((card.tflops for word, card in CARDS.items() if word in name), None)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

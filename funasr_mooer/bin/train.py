@@ -6,11 +6,14 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from funasr_mooer.bin.cli import EXIT_INTERRUPTED, run
+
+if TYPE_CHECKING:
+    from funasr_mooer.train.progress import Decoded
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +82,8 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
         log.info("%-12s %s on %d x %s, %s", "run", exp, engine.world, engine.device, str(engine.dtype)[6:])
     devices.seed_all(conf.seed)
     model = build_model(config)
+    if conf.compile:
+        model.compile_layers()
     prompt = getattr(model, "prompt", None)
     common = (model.features, model.tokenizer, prompt, model.audio_lengths)
     pin = engine.device.type != "cpu"
@@ -86,7 +91,7 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
     dev = build_loader(dataset, args.dev, *common, training=False, pin_memory=pin) if args.dev else None
     decode = None
     if conf.decode_utts and dev is not None:
-        decode = DevSample(dev.corpus.packs, conf.decode_utts, conf.decode_task, conf.decode_metric)
+        decode = DevSample(dev.corpus.packs, conf.decode_utts, conf.decoding)
         decode.check(model)
     trainer = Trainer(model, loader, engine, conf, stages, exp, write_model_dir, dev, decode)
     finished = trainer.run()
@@ -95,51 +100,68 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
 
 
 class DevSample:
-    """Decodes a fixed sample of the dev set, spread over all of it, and counts its errors.
+    """Decodes a fixed sample of the dev set, spread over all of it, and scores the answers.
 
     Args:
         packs: the dev set.
         size: utterances in the sample.
-        task: what the model is asked.
-        metric: ``cer``, ``wer`` or ``mer``.
+        tasks: what the model is asked, and how each task is scored: ``cer``, ``wer``, ``mer``, ``bleu``.
         batch: utterances decoded together.
     """
 
-    def __init__(self, packs: Sequence[Any], size: int, task: str, metric: str, batch: int = 16):
+    def __init__(self, packs: Sequence[Any], size: int, tasks: Mapping[str, Sequence[str]], batch: int = 16):
         places = [(pack, i) for pack in packs for i in range(len(pack))]
         size = min(size, len(places))
         self.places = [places[number * len(places) // size] for number in range(size)]
-        self.task, self.metric, self.batch = task, metric, batch
+        self.tasks, self.batch = tasks, batch
 
     def check(self, model: Any) -> None:
-        """Find out before training starts whether the model has the task.
+        """Find out before training starts whether the model has the tasks.
 
         Raises:
             ConfigError: it has not; its tasks are listed.
         """
-        if hasattr(model, "prompt"):
-            model.prompt.ids(self.task)
+        for task in self.tasks if hasattr(model, "prompt") else ():
+            model.prompt.ids(task)
 
-    def __call__(self, model: Any, rank: int, world: int) -> Mapping[str, tuple[float, float]]:
-        """Errors and reference tokens of this process's share."""
-        from funasr_mooer.score.error_rate import error_rate
-
-        field = model.prompt.tasks[self.task].answer[0] if hasattr(model, "prompt") else "text"
-        refs, hyps = {}, {}
+    def __call__(self, model: Any, rank: int, world: int) -> list[Decoded]:
+        """The answers of this process's share, task by task."""
         mine = sorted(self.places[rank::world], key=lambda place: int(place[0].records["samples"][place[1]]))
-        for start in range(0, len(mine), self.batch):
-            chosen = [(pack, i, pack.text(i)) for pack, i in mine[start : start + self.batch]]
-            chosen = [(pack, i, text[field]) for pack, i, text in chosen if field in text]
-            answers = self._decode(model, [pack.samples(i) for pack, i, _ in chosen]) if chosen else []
-            for (pack, i, text), answer in zip(chosen, answers, strict=True):
-                name = f"{pack.path}/{i}"
-                refs[name], hyps[name] = text, answer["text"]
-        if not refs:
-            return {self.metric: (0.0, 0.0)}
-        total = error_rate(refs, hyps, self.metric, resamples=1).total
-        return {self.metric: (float(total.errors), float(total.N))}
+        return [text for task in self.tasks for text in self._answers(model, task, mine)]
 
-    def _decode(self, model: Any, waveforms: Sequence[Any]) -> list[dict[str, Any]]:
+    def score(self, texts: Sequence[Decoded]) -> dict[str, float]:
+        """Error rates in per cent, and BLEU; a task without utterances has none."""
+        from funasr_mooer.score.bleu import bleu
+        from funasr_mooer.score.error_rate import error_rate
+        from funasr_mooer.train.stages import metric_names
+
+        figures = {}
+        for name, task, metric in metric_names(self.tasks):
+            refs = {text.utt_id: text.ref for text in texts if text.task == task}
+            hyps = {text.utt_id: text.hyp for text in texts if text.task == task}
+            if refs and metric == "bleu":
+                tokenise = (
+                    "zh" if any("\u4e00" <= letter <= "\u9fff" for ref in refs.values() for letter in ref) else "13a"
+                )
+                figures[name] = bleu(refs, hyps, tokenise=tokenise, resamples=1).bleu
+            elif refs:
+                total = error_rate(refs, hyps, metric, resamples=1).total
+                figures[name] = 100 * total.errors / max(1, total.N)
+        return figures
+
+    def _answers(self, model: Any, task: str, places: Sequence[tuple[Any, int]]) -> Iterator[Decoded]:
+        """Utterances that have the task's reference, decoded in batches."""
+        from funasr_mooer.train.progress import Decoded
+
+        field = model.prompt.tasks[task].answer[0] if hasattr(model, "prompt") else "text"
+        for start in range(0, len(places), self.batch):
+            chosen = [(pack, i, pack.text(i)) for pack, i in places[start : start + self.batch]]
+            chosen = [(pack, i, text[field]) for pack, i, text in chosen if field in text]
+            answers = self._decode(model, task, [pack.samples(i) for pack, i, _ in chosen]) if chosen else []
+            for (pack, i, ref), answer in zip(chosen, answers, strict=True):
+                yield Decoded(task, f"{pack.path}/{pack.utt_id(i)}", ref, answer["text"])
+
+    def _decode(self, model: Any, task: str, waveforms: Sequence[Any]) -> list[dict[str, Any]]:
         """Greedy, whatever ``decode_conf`` says: fast, and good enough to rank checkpoints."""
         from funasr_mooer.mooer.generate import decode_conf
 
@@ -147,7 +169,7 @@ class DevSample:
         feats, lengths = (tensor.to(device) for tensor in model.features.batch(waveforms))
         if not hasattr(model, "prompt"):
             return model.decode(feats, lengths)
-        return model.decode(feats, lengths, self.task, decode_conf(model.config.get("decode_conf"), {"num_beams": 1}))
+        return model.decode(feats, lengths, task, decode_conf(model.config.get("decode_conf"), {"num_beams": 1}))
 
 
 def keep_config(config: Mapping[str, Any], exp: Path) -> None:

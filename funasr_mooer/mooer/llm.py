@@ -134,6 +134,14 @@ class LoRAQwenDecoder(nn.Module):
         predicts = labels[:, 1:] != IGNORE_INDEX
         return hidden[:, :-1][predicts], labels[:, 1:][predicts]
 
+    def compile_layers(self) -> None:
+        """Compile each layer with torch.compile: one compilation serves all layers and lengths; names stay as they are.
+
+        Decoding runs what is not compiled yet as it is (see :func:`funasr_mooer.train.validate.validate`).
+        """
+        for layer in self._backbone.layers:
+            layer.compile(dynamic=True)
+
     @contextlib.contextmanager
     def _checkpointing(self) -> Iterator[None]:
         """Inside, layers checkpoint themselves if they are to, also where the LLM is frozen and in evaluation mode.

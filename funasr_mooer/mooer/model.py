@@ -146,6 +146,10 @@ class MooerModel(Parts):
             raise ConfigError(f"objective '{name}' is unknown to MooER{suggest(name, OBJECTIVES)}")
         self.objective = name
 
+    def compile_layers(self) -> None:
+        """Compile the layers of the LLM; see :meth:`LoRAQwenDecoder.compile_layers`."""
+        self.llm.compile_layers()
+
     def _adapter_ctc(
         self, audio_embeds: Tensor, audio_lengths: Tensor, targets: Tensor, target_lengths: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], Tensor]:

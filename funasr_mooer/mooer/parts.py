@@ -65,6 +65,14 @@ class Parts(nn.Module):
                 parameter.requires_grad_(name in names)
         self.train(self.training)
 
+    def compile_layers(self) -> None:
+        """Compile what torch.compile makes faster.
+
+        Raises:
+            ConfigError: this kind of model has nothing of the kind.
+        """
+        raise ConfigError(f"train_conf.compile: not for {type(self).__name__}, which has no LLM; remove it")
+
     def train(self, mode: bool = True) -> Parts:
         super().train(mode)
         modules = {"llm" if name == "lora" else name for name in self.parts}

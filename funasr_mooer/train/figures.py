@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from funasr_mooer.mooer.flops import Flops
 from funasr_mooer.train.engine import Engine
 
 
@@ -44,6 +45,7 @@ class Sums:
         frames: feature frames.
         padded_frames: the same with padding.
         wait_s: seconds that a process waited for data.
+        flops: floating point operations, see :mod:`funasr_mooer.mooer.flops`; 0 where they are not known.
         norm: the last gradient norm.
     """
 
@@ -53,6 +55,7 @@ class Sums:
     frames: float = 0.0
     padded_frames: float = 0.0
     wait_s: float = 0.0
+    flops: float = 0.0
     norm: float = 0.0
 
     def add(self, other: Sums) -> None:
@@ -70,6 +73,7 @@ class Sums:
             "grad_norm": self.norm,
             "audio_s_per_s": self.audio_s / seconds,
             "tokens_per_s": self.weight / seconds,
+            "tflops": self.flops / seconds / 1e12,
             "data_wait": self.wait_s / seconds,
             "padding": 1 - self.frames / max(1.0, self.padded_frames),
         }
@@ -81,6 +85,18 @@ def loss_weight(model: nn.Module, batch: Batch) -> int:
     if lengths is not None and str(getattr(model, "objective", "")).endswith("ctc"):
         return int(lengths.sum())
     return int(batch.weight)
+
+
+def batch_flops(model: nn.Module, flops: Flops | None, batch: Batch) -> float:
+    """Floating point operations of one batch without its padding; 0 where they are not known."""
+    if flops is None:
+        return 0.0
+    frames = batch.frames * model.features.frame_ms / model.encoder.frame_ms
+    audio = batch.frames * model.features.frame_ms / model.adapter.granularity_ms
+    if model.objective != "llm":
+        return flops.step(frames, audio, 0, 0)
+    tokens = int(batch.inputs["attention_mask"].sum()) - len(batch.utt_ids)
+    return flops.step(frames, audio, audio + tokens, batch.weight)
 
 
 def weighted_rows(stats: Sequence[Mapping[str, Tensor]], weights: Sequence[int]) -> tuple[list[str], Tensor]:

@@ -21,6 +21,7 @@ from torch import nn
 
 from funasr_mooer import device as devices
 from funasr_mooer.errors import CheckpointError, ConfigError, DataError
+from funasr_mooer.mooer.flops import flops_of
 from funasr_mooer.train.average import average
 from funasr_mooer.train.checkpoint import Checkpoints, TrainState, commit, link, versions
 from funasr_mooer.train.ema import Ema
@@ -87,7 +88,9 @@ class Trainer:
         """
         resume = self._resume()
         state, totals = self.state, self._total_steps()
-        self.progress = Progress(self.exp, sum(totals), state.step, self.engine.is_main, self.conf.tensorboard)
+        self.progress = Progress(
+            self.exp, sum(totals), state.step, self.engine.is_main, self.conf.tensorboard, self.conf.wandb
+        )
         if resume is not None:
             place = f"stage {self.stages[state.stage].name}, epoch {state.epoch}, batch {state.epoch_batches}"
             self.progress.line("resume", f"{resume}: {place}")
@@ -135,6 +138,7 @@ class Trainer:
         optimizer = build_optimizer(self.model, parts, stage.optim)
         if self.conf.ema:
             self.ema = Ema([p for group in optimizer.param_groups for p in group["params"]], self.conf.ema)
+        self.updater.flops = flops_of(self.model)
         self.engine.start(optimizer, stage.clip)
         if resume is not None:
             extra = self.engine.load_state(resume)
@@ -206,6 +210,9 @@ class Trainer:
         rates = {group["part"]: group["lr"] for group in self.engine.optimizer.param_groups}
         one = len(set(rates.values())) == 1
         values |= {"lr": min(rates.values())} if one else {f"lr/{part}": rate for part, rate in rates.items()}
+        peak = self.conf.peak_tflops or devices.peak_tflops(self.engine.device)
+        if peak and values["tflops"]:
+            values["mfu"] = values["tflops"] / (peak * self.engine.world)
         values |= {"gib": devices.peak_memory_gib(self.engine.device), "epoch": self.state.epoch}
         self.progress.step(self.state.step, values)
         self.sums, self.clock = Sums(), time.monotonic()
@@ -230,9 +237,10 @@ class Trainer:
     def _validate(self) -> None:
         start = time.monotonic()
         state, limit = self.state, self.conf.validate_batches
-        state.metrics = validate(self.model, self.engine, self.dev, self.decode, limit, state.step)
+        state.metrics, texts = validate(self.model, self.engine, self.dev, self.decode, limit, state.step)
         if state.metrics:
             self.progress.valid(state.step, state.metrics)
+        self.progress.sample(state.step, texts)
         self.clock += time.monotonic() - start
 
     def _averaged(self) -> contextlib.AbstractContextManager:

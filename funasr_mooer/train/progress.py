@@ -9,11 +9,22 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
+from funasr_mooer.train.boards import open_boards
+
 log = logging.getLogger(__name__)
+
+
+class Decoded(NamedTuple):
+    """One utterance of a decoded sample."""
+
+    task: str
+    utt_id: str
+    ref: str
+    hyp: str
 
 
 class Progress:
@@ -25,18 +36,30 @@ class Progress:
         step: update from which this process goes on; later metrics of an earlier attempt are dropped.
         active: False on processes other than the first.
         tensorboard: also write EXP/tensorboard.
+        wandb: also tell Weights & Biases.
+
+    Raises:
+        DependencyError: wandb was asked for and is not installed.
     """
 
-    def __init__(self, exp: Path, total: int | None, step: int = 0, active: bool = True, tensorboard: bool = True):
+    def __init__(
+        self,
+        exp: Path,
+        total: int | None,
+        step: int = 0,
+        active: bool = True,
+        tensorboard: bool = True,
+        wandb: bool = False,
+    ):
         self.exp, self.total, self.active = exp, total, active
         self.metrics = exp / "metrics.jsonl"
         self.first_step, self.started = step, time.monotonic()
-        self.board, self.bar, self.stream = None, None, None
+        self.boards, self.bar, self.stream = [], None, None
         if not active:
             return
         rewind(self.metrics, step)
         self.stream = open(self.metrics, "a", encoding="utf-8")
-        self.board = _open_tensorboard(exp / "tensorboard", step) if tensorboard else None
+        self.boards = open_boards(exp, step, tensorboard, wandb)
         self.bar = _open_bar(total, step) if sys.stderr.isatty() else None
 
     def parts(self, model: nn.Module, trained: Sequence[str]) -> None:
@@ -49,8 +72,8 @@ class Progress:
 
         Args:
             step: updates made so far.
-            values: ``loss``, ``audio_s_per_s``, ``data_wait`` and ``padding`` (shares), ``gib``, ``lr`` or
-                ``lr/<part>``, and whatever the model measured (``acc``).
+            values: ``loss``, ``audio_s_per_s``, ``tokens_per_s``, ``data_wait`` and ``padding`` (shares), ``gib``, ``lr``
+                or ``lr/<part>``, ``mfu`` (a share) where it is known, and whatever the model measured (``acc``).
         """
         if not self.active:
             return
@@ -65,7 +88,9 @@ class Progress:
         shown += [
             "lr " + ", ".join(f"{rate:.3g}" if name == "lr" else f"{name} {rate:.3g}" for name, rate in rates.items())
         ]
-        shown += [f"{values['audio_s_per_s']:.0f} audio-s/s", f"data wait {100 * values['data_wait']:.0f} %"]
+        shown += [f"{values['audio_s_per_s']:.0f} audio-s/s", f"{values['tokens_per_s']:.0f} tokens/s"]
+        shown += [f"MFU {100 * values['mfu']:.0f} %"] if "mfu" in values else []
+        shown += [f"data wait {100 * values['data_wait']:.0f} %"]
         shown += [f"padding {100 * values['padding']:.0f} %", f"{values['gib']:.1f} GiB"]
         left = self.seconds_left(step)
         log.info(" | ".join(shown + ([f"left {show_time(left)}"] if left is not None else [])))
@@ -80,6 +105,22 @@ class Progress:
         if self.active:
             self._write("valid", step, values)
             log.info("valid        %s", " | ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    def sample(self, step: int, texts: Sequence[Decoded], shown: int = 3) -> None:
+        """A few references and answers of a decoded sample, spread over it; all of them on the boards.
+
+        Args:
+            step: updates made so far.
+            texts: of the whole sample.
+            shown: how many go to the log.
+        """
+        if not self.active:
+            return
+        for text in texts[:: max(1, -(-len(texts) // shown))]:
+            log.info("%-12s %s | ref: %s | hyp: %s", "sample", text.task, text.ref, text.hyp)
+        rows = [f"| {text.task} | {text.utt_id} | {text.ref} | {text.hyp} |" for text in texts]
+        for board in self.boards:
+            board.text(step, "valid/sample", "\n".join(["| task | utt | ref | hyp |", "|---|---|---|---|", *rows]))
 
     def line(self, name: str, text: str) -> None:
         """One line for an event."""
@@ -99,16 +140,15 @@ class Progress:
             return
         if self.bar is not None:
             self.bar.stop()
-        if self.board is not None:
-            self.board.close()
+        for board in self.boards:
+            board.close()
         self.stream.close()
 
     def _write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         self.stream.write(json.dumps({"kind": kind, "step": step, "time": round(time.time(), 3), **values}) + "\n")
         self.stream.flush()
-        if self.board is not None:
-            for name, value in values.items():
-                self.board.add_scalar(f"{kind}/{name}", value, step)
+        for board in self.boards:
+            board.scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
 
 
 def describe_parts(model: nn.Module, trained: Sequence[str]) -> str:
@@ -181,15 +221,6 @@ def _value(record: Mapping[str, Any], name: str) -> float | None:
     if name == "lr":
         return max((value for key, value in record.items() if key.startswith("lr")), default=None)
     return record.get(name)
-
-
-def _open_tensorboard(directory: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        log.info("tensorboard  not written: pip install funasr-mooer[train] brings tensorboard")
-        return None
-    return SummaryWriter(str(directory), purge_step=step + 1)
 
 
 def _open_bar(total: int | None, step: int) -> Any:

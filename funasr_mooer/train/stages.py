@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -14,6 +15,7 @@ from funasr_mooer.errors import ConfigError
 from funasr_mooer.train.schedule import ScheduleConf
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16}
+METRICS = ("cer", "wer", "mer", "bleu")  # of a decoded sample
 FLAT_KEYS = ("train", "objective")  # keys of the one-stage form that the stages replace
 
 
@@ -104,12 +106,16 @@ class TrainConf:
         avg_nbest_model: the final model is the mean of that many best checkpoints; 1 for the best itself.
         best_metric: ``auto`` (the error rate if validation decodes, else the loss) or the name of a validation metric.
         validate_batches: batches of the dev set per process and validation; None for all.
-        decode_utts: dev utterances that each validation decodes and scores; 0 for none.
+        decode_utts: dev utterances that each validation decodes and scores, for each task; 0 for none.
         decode_task: task with which they are decoded.
-        decode_metric: how they are scored: ``cer``, ``wer``, or ``mer`` (characters of Chinese, words of English).
+        decode_metric: how they are scored: ``cer``, ``wer``, ``mer`` (characters of Chinese, words of English) or ``bleu``;
+            a list of them; or for several tasks a mapping, such as ``{asr: [cer, wer], ast: bleu}``.
         ema: decay of an exponential moving average of the trained weights; 0 for none.
         find_unused_parameters: for models that leave trained parameters out of some batches.
         tensorboard: write EXP/tensorboard if tensorboard is installed.
+        wandb: tell Weights & Biases, too.
+        peak_tflops: what the device can do in the dtype of the training, for MFU; None for the data sheet's, if it is known.
+        compile: compile the layers of the LLM with torch.compile.
         use_deepspeed: train with DeepSpeed.
         deepspeed_config: its JSON file.
     """
@@ -132,10 +138,13 @@ class TrainConf:
     validate_batches: int | None = None
     decode_utts: int = 0
     decode_task: str = "asr"
-    decode_metric: str = "cer"
+    decode_metric: Any = "cer"
     ema: float = 0.0
     find_unused_parameters: bool = False
     tensorboard: bool = True
+    wandb: bool = False
+    peak_tflops: float | None = None
+    compile: bool = False
     use_deepspeed: bool = False
     deepspeed_config: str | None = None
 
@@ -144,6 +153,9 @@ class TrainConf:
             raise ConfigError(f"train_conf.dtype: '{self.dtype}' is not known{suggest(self.dtype, DTYPES)}")
         if not 0 <= self.ema < 1:
             raise ConfigError(f"train_conf.ema={self.ema} must be in [0, 1); 0.999 is usual, 0 is off")
+        for name in (name for names in self.decoding.values() for name in names):
+            if name not in METRICS:
+                raise ConfigError(f"train_conf.decode_metric: '{name}' is not known{suggest(name, METRICS)}")
         if self.log_interval < 1 or self.keep_nbest_models < 1:
             raise ConfigError("train_conf: log_interval and keep_nbest_models must be at least 1")
         if self.stages:
@@ -157,13 +169,27 @@ class TrainConf:
         """The validation metric that tells which checkpoint is best."""
         if self.best_metric != "auto":
             return self.best_metric
-        return self.decode_metric if self.decode_utts else "loss"
+        return metric_names(self.decoding)[0][0] if self.decode_utts else "loss"
+
+    @property
+    def decoding(self) -> dict[str, list[str]]:
+        """Task -> metrics of the sample that validation decodes."""
+        given = self.decode_metric
+        tasks = dict(given) if isinstance(given, Mapping) else {self.decode_task: given}
+        return {task: [metrics] if isinstance(metrics, str) else list(metrics) for task, metrics in tasks.items()}
 
     @property
     def save_interval(self) -> int:
         """Updates between two checkpoints; 0 for the end of each stage only."""
         interval = self.save_checkpoint_interval
         return self.validate_interval if interval is None else interval
+
+
+def metric_names(decoding: Mapping[str, Sequence[str]]) -> list[tuple[str, str, str]]:
+    """(name, task, metric) for each figure of a decoded sample; the task is named where the metric alone would not do."""
+    pairs = [(task, metric) for task, metrics in decoding.items() for metric in metrics]
+    counts = Counter(metric for _, metric in pairs)
+    return [(metric if counts[metric] == 1 else f"{task}_{metric}", task, metric) for task, metric in pairs]
 
 
 def read_stages(config: Mapping[str, Any]) -> tuple[TrainConf, list[StageConf]]:

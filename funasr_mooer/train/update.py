@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from funasr_mooer import device as devices
 from funasr_mooer.errors import TrainingError
+from funasr_mooer.mooer.flops import Flops
 from funasr_mooer.train.engine import Engine
-from funasr_mooer.train.figures import Batch, Sums, first, loss_weight, weighted_rows
+from funasr_mooer.train.figures import Batch, Sums, batch_flops, first, loss_weight, weighted_rows
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class Updater:
 
     def __init__(self, model: nn.Module, engine: Engine, seed: int):
         self.model, self.engine, self.seed = model, engine, seed
+        self.flops: Flops | None = None  # of the model as this stage trains it
         self.checked = False  # that model and loader count alike
 
     def make(self, step: int, group: Sequence[Batch], rate: float, wait_s: float, asked: bool) -> tuple[Sums, bool]:
@@ -87,9 +89,10 @@ class Updater:
         names, own_stats = weighted_rows(stats, weights)
         own = [float(asked), sum(weights), sum(b.audio_s for b in group), sum(b.frames for b in group)]
         own += [sum(b.padded_frames for b in group), wait_s / engine.world]
+        own += [sum(batch_flops(self.model, self.flops, b) for b in group)]
         values = torch.cat([torch.tensor(own, dtype=torch.float64, device=own_stats.device), own_stats])
-        stop, weight, audio_s, frames, padded, wait_s, *found = engine.sum(values).tolist()
-        sums = Sums(weight, dict(zip(names, found, strict=True)), audio_s, frames, padded, wait_s, float(norm))
+        stop, weight, audio_s, frames, padded, wait_s, flops, *found = engine.sum(values).tolist()
+        sums = Sums(weight, dict(zip(names, found, strict=True)), audio_s, frames, padded, wait_s, flops, float(norm))
         if not math.isfinite(sums.stats["loss"]) or not math.isfinite(sums.norm):
             bad = [u for b, each in zip(group, stats, strict=True) if not each["loss"].isfinite() for u in b.utt_ids]
             bad = [utt_id for utt_ids in engine.gather(bad) for utt_id in utt_ids]

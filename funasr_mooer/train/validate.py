@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -10,17 +12,25 @@ from torch import nn
 from funasr_mooer import device as devices
 from funasr_mooer.train.engine import Engine
 from funasr_mooer.train.figures import Loader, loss_weight, weighted_means
+from funasr_mooer.train.progress import Decoded
 from funasr_mooer.train.update import memory_error
 
-# (model, rank, world) -> {"cer": (errors, reference tokens)} of this process's share of the sample.
-DecodeSample = Callable[[nn.Module, int, int], Mapping[str, tuple[float, float]]]
+
+class DecodeSample(Protocol):
+    """Decodes a sample of the dev set."""
+
+    def __call__(self, model: nn.Module, rank: int, world: int) -> Sequence[Decoded]:
+        """The answers of this process's share."""
+
+    def score(self, texts: Sequence[Decoded]) -> Mapping[str, float]:
+        """Error rates in per cent, BLEU: of the whole sample."""
 
 
 @torch.no_grad()
 def validate(
     model: nn.Module, engine: Engine, dev: Loader | None, decode: DecodeSample | None, limit: int | None, step: int
-) -> dict[str, float]:
-    """Loss, the model's other statistics, and error rates in per cent; the same numbers on every process.
+) -> tuple[dict[str, float], list[Decoded]]:
+    """Loss, the model's other statistics, and error rates of a decoded sample; the same on every process.
 
     Args:
         model: measured in evaluation mode, and left in training mode.
@@ -29,6 +39,9 @@ def validate(
         decode: None measures no error rate.
         limit: batches per process; None for all.
         step: for messages.
+
+    Returns:
+        the figures, and the sample by task and utterance.
     """
     model.eval()
     stats, weights = [], []
@@ -41,10 +54,18 @@ def validate(
         stats.append({**found, "loss": loss})
         weights.append(loss_weight(model, batch))
     metrics = weighted_means(stats, weights, engine) if dev is not None else {}
+    texts: list[Decoded] = []
     if decode is not None:
-        counts = decode(model, engine.rank, engine.world)
-        pairs = torch.tensor([list(pair) for pair in counts.values()], dtype=torch.float64, device=engine.device)
-        for name, (errors, length) in zip(counts, engine.sum(pairs).tolist(), strict=True):
-            metrics[name] = 100 * errors / max(1.0, length)
+        with compiling_nothing():
+            answers = list(decode(model, engine.rank, engine.world))
+        shares = engine.gather(answers)
+        texts = sorted({(text.task, text.utt_id): text for own in shares for text in own}.values())
+        metrics |= decode.score(texts)
     model.train()
-    return metrics
+    return metrics, texts
+
+
+def compiling_nothing() -> contextlib.AbstractContextManager:
+    """Inside, layers run as they are where they were not compiled before: decoding meets too many shapes."""
+    stance = getattr(torch.compiler, "set_stance", None)  # torch 2.6
+    return stance("eager_on_recompile") if stance else contextlib.nullcontext()

@@ -47,6 +47,8 @@ def command(tmp_path, tiny_config, corpus):
             ],
             "validate_interval": 2,
             "decode_utts": 3,
+            "decode_metric": {"asr": ["cer", "wer"], "ast": "bleu"},
+            "peak_tflops": 0.1,
             "log_interval": 1,
             "tensorboard": False,
             "keep_nbest_models": 5,
@@ -67,8 +69,12 @@ def test_a_config_and_a_pack_become_model_directories_that_decode(tmp_path, comm
     assert train.main(argv) == 0  # the same experiment, two updates longer
     records = [json.loads(line) for line in (exp / "metrics.jsonl").read_text().splitlines()]
     assert [r["step"] for r in records if r["kind"] == "train"] == [1, 2, 3, 4, 5, 6]
-    assert {"loss", "acc", "cer"} <= next(r for r in records if r["kind"] == "valid" and r["step"] == 6).keys()
+    assert all(0 < r["mfu"] < 1 for r in records if r["kind"] == "train")
+    assert {"loss", "acc", "cer", "wer", "bleu"} <= next(
+        r for r in records if r["kind"] == "valid" and r["step"] == 6
+    ).keys()
     assert "parts        encoder" in (exp / "train.log").read_text()
+    assert "sample       ast | ref: the light | hyp:" in (exp / "train.log").read_text()
     for name in ("last", "best", "model"):
         assert load_model(exp / name, "cpu").prompt.tasks.keys() == {"asr", "ast"}
     assert average.main(["--exp", str(exp), "--num", "2", "--out", str(tmp_path / "mean")]) == 0
@@ -79,6 +85,11 @@ def test_what_is_wrong_in_the_config_is_one_line_before_anything_is_built(comman
     assert train.main([*command, "++train_conf.keep_nbest=3"]) == 2
     error = capsys.readouterr().err.strip()
     assert error == "ConfigError: train_conf.keep_nbest: unknown key; did you mean 'keep_nbest_models'?"
+
+
+def test_a_metric_that_does_not_exist_is_named(command, capsys):
+    assert train.main([*command, "++train_conf.decode_metric=ser"]) == 2
+    assert "train_conf.decode_metric: 'ser' is not known; did you mean" in capsys.readouterr().err
 
 
 def test_averaging_says_what_is_missing(tmp_path, capsys):

@@ -8,6 +8,7 @@ from toy_training import ToyModel, assert_equal, make_trainer, run, weights
 
 from funasr_mooer.errors import ConfigError, DataError, TrainingError
 from funasr_mooer.train.checkpoint import TrainState
+from funasr_mooer.train.progress import Decoded
 from funasr_mooer.train.stages import build_optimizer, read_stages
 
 LR = {"optim_conf": {"lr": 0.01}}
@@ -65,10 +66,18 @@ def test_validation_is_the_mean_over_tokens_on_any_number_of_processes(tmp_path)
 
 
 def test_decoding_a_sample_adds_error_rates_and_ranks_checkpoints(tmp_path):
-    rates = iter([(30, 100), (10, 100), (20, 100)])
-    trainer = make_trainer(
-        tmp_path, {"max_steps": 6, "validate_interval": 2, "decode_utts": 9}, decode=lambda *_: {"cer": next(rates)}
-    )
+    class Sample:
+        rates = iter([30.0, 10.0, 20.0])
+
+        def __call__(self, model, rank, world):
+            return [Decoded("asr", "utt1", "one", "two")]
+
+        def score(self, texts):
+            assert [text.ref for text in texts] == ["one"]
+            return {"cer": next(self.rates)}
+
+    conf = {"max_steps": 6, "validate_interval": 2, "decode_utts": 9}
+    trainer = make_trainer(tmp_path, conf, decode=Sample())
     assert trainer.run()
     assert (tmp_path / "best").resolve().name == "step-4"
     assert (tmp_path / "model").resolve().name == "step-4"

@@ -2,11 +2,22 @@
 
 import json
 import logging
+import sys
+import types
 
 import pytest
 from toy_training import ToyModel, make_trainer
 
-from funasr_mooer.train.progress import Progress, describe_parts, draw_curves, read_metrics, show_count, show_time
+from funasr_mooer.errors import DependencyError
+from funasr_mooer.train.progress import (
+    Decoded,
+    Progress,
+    describe_parts,
+    draw_curves,
+    read_metrics,
+    show_count,
+    show_time,
+)
 
 VALUES = {"acc": 0.5, "loss": 1.25, "grad_norm": 1.0, "audio_s_per_s": 214.4, "tokens_per_s": 900.0, "data_wait": 0.03,
           "padding": 0.11, "lr": 9.8e-5, "gib": 61.2, "epoch": 0}  # fmt: skip
@@ -18,9 +29,44 @@ def test_a_step_line_shows_the_figures_that_matter(tmp_path, caplog):
     progress.started -= 4  # seconds, for the first two updates
     progress.step(2, VALUES)
     progress.step(4, {**VALUES, "lr/adapter": 1e-3, "lr/lora": 2e-4})
-    line = "step 2/10 | loss 1.250 | acc 0.500 | lr 9.8e-05 | 214 audio-s/s | data wait 3 % | padding 11 % | 61.2 GiB | left 16 s"
-    assert caplog.messages[0] == line
+    line = "step 2/10 | loss 1.250 | acc 0.500 | lr 9.8e-05 | 214 audio-s/s | 900 tokens/s | data wait 3 % | padding 11 % | 61.2 GiB"
+    assert caplog.messages[0] == f"{line} | left 16 s"
+    progress.step(4, {**VALUES, "mfu": 0.414})
+    assert "900 tokens/s | MFU 41 % | data wait" in caplog.messages.pop()
     assert "adapter 0.001, lora 0.0002" in caplog.messages[1]
+
+
+def test_a_sample_is_shown_and_all_of_it_is_on_the_boards(tmp_path, caplog, monkeypatch):
+    told = []
+
+    class Run:
+        def log(self, values, step):
+            told.append((step, values))
+
+        def finish(self):
+            told.append("finished")
+
+    def init(**settings):
+        assert settings["name"] == tmp_path.name
+        return Run()
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    caplog.set_level(logging.INFO)
+    progress = Progress(tmp_path, total=10, tensorboard=False, wandb=True)
+    progress.sample(3, [Decoded("asr", f"utt{i}", "turn on", f"turn {i}") for i in range(9)])
+    progress.valid(3, {"cer": 12.5})
+    progress.close()
+    assert [line for line in caplog.messages if "ref:" in line] == [
+        f"sample       asr | ref: turn on | hyp: turn {i}" for i in (0, 3, 6)
+    ]
+    assert told[0][1]["valid/sample"].count("\n") == 10
+    assert told[1:] == [(3, {"valid/cer": 12.5}), "finished"]
+
+
+def test_wandb_that_is_not_installed_is_named_with_its_extra(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(DependencyError, match=r"pip install 'funasr-mooer\[wandb\]'"):
+        Progress(tmp_path, total=1, tensorboard=False, wandb=True)
 
 
 def test_the_parts_line_tells_frozen_from_trained():
