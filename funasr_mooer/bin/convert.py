@@ -1,4 +1,4 @@
-"""Convert checkpoints of others into model directories, and back."""
+"""Convert checkpoints of others into model directories, and back; and a dense U2++ into one with experts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ EXAMPLES = """examples:
   funasr-mooer convert mooer --model exp/mooer/best --release OUT        # the official layout
   funasr-mooer convert wenet --wenet wenet/exp/u2pp --out exp/u2pp       # train.yaml, units.txt, global_cmvn, final.pt
   funasr-mooer convert wenet --model exp/u2pp_moe/best --wenet OUT
+  funasr-mooer convert upcycle --dense exp/u2pp/best --num-experts 8 --top-k 2 --out exp/upcycled
+  funasr-mooer train ... ++encoder_conf.init=exp/upcycled ++decoder_conf.init=exp/upcycled ++ctc_conf.init=exp/upcycled
 """
 
 
@@ -58,6 +60,13 @@ def parser() -> argparse.ArgumentParser:
         "--without-tables", action="store_true", help="leave out the position tables, as older versions of WeNet do"
     )
     wenet.set_defaults(convert=convert_wenet, parser=wenet)
+    upcycle = kinds.add_parser("upcycle", help="a dense U2++ as the start of one with experts")
+    upcycle.add_argument("--dense", required=True, metavar="MODEL_DIR", help="U2ppMoE without experts")
+    upcycle.add_argument("--out", required=True, metavar="MODEL_DIR", help="model directory to write")
+    upcycle.add_argument("--num-experts", type=int, default=8, metavar="N", help="experts per layer")
+    upcycle.add_argument("--top-k", type=int, default=2, metavar="K", help="experts per frame")
+    upcycle.add_argument("--seed", type=int, default=0, help="of the routers' weights")
+    upcycle.set_defaults(convert=convert_upcycle)
     return top
 
 
@@ -90,6 +99,15 @@ def convert_wenet(args: argparse.Namespace) -> int:
     else:
         wenet.to_model_dir(args.wenet, args.out, args.checkpoint)
     print(f"wrote {args.wenet if args.model else args.out}")
+    return 0
+
+
+def convert_upcycle(args: argparse.Namespace) -> int:
+    """Dense model directory -> model directory with experts."""
+    from funasr_mooer.u2pp_moe.upcycle import upcycle
+
+    upcycle(args.dense, args.out, args.num_experts, args.top_k, args.seed)
+    print(f"wrote {args.out}")
     return 0
 
 
