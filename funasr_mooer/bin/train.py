@@ -87,7 +87,10 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
     prompt = getattr(model, "prompt", None)
     common = (model.features, model.tokenizer, prompt, model.audio_lengths)
     pin = engine.device.type != "cpu"
-    loader = build_loader(dataset, args.train, *common, seed=conf.seed, pin_memory=pin)
+    by_language = hasattr(model, "name_languages")
+    loader = build_loader(dataset, args.train, *common, seed=conf.seed, pin_memory=pin, with_languages=by_language)
+    if by_language:
+        model.name_languages(loader.corpus.languages)
     dev = build_loader(dataset, args.dev, *common, training=False, pin_memory=pin) if args.dev else None
     decode = None
     if conf.decode_utts and dev is not None:

@@ -1,4 +1,4 @@
-"""Training audio made more varied: speed, loudness, noise, masked features; the same again after a restart."""
+"""Training audio made more varied: speed, loudness, noise, features masked, replaced, cut; the same after a restart."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from torch import Tensor
 from funasr_mooer.data.audio import SAMPLE_RATE, resample, to_float
 from funasr_mooer.errors import ConfigError
 
-WAVEFORM, FEATURES = 0, 1  # streams of random numbers of one utterance
+WAVEFORM, FEATURES, SPANS, TAIL = 0, 1, 2, 3  # streams of random numbers of one utterance
 
 Box = tuple[int, int, int, int]  # what a mask hides: stacked frames [start, stop), mel bins [low, high)
+Span = tuple[int, int, int]  # what is replaced: stacked frames [start, stop), by those so many frames earlier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,9 @@ class AugmentConf:
         freq_mask_bins: widest of them; fewer than the frontend's n_mels.
         time_masks: SpecAug masks over time per utterance; together they hide at most half of it.
         time_mask_ms: widest of them.
+        sub_spans: SpecSub (U2++, arXiv 2106.05642): spans per utterance that are replaced by earlier ones of it.
+        sub_span_ms: longest of them.
+        trim_ms: SpecTrim (WeNet): up to this much of the end is cut off, where that is less than half; 0 for nothing.
     """
 
     speed: list[float] = dataclasses.field(default_factory=list)
@@ -39,12 +43,18 @@ class AugmentConf:
     freq_mask_bins: int = 10
     time_masks: int = 0
     time_mask_ms: float = 300.0
+    sub_spans: int = 0
+    sub_span_ms: float = 300.0
+    trim_ms: float = 0.0
 
     def __post_init__(self) -> None:
         if any(not 0.5 <= factor <= 2 for factor in self.speed):
             raise ConfigError(f"dataset_conf.augment.speed={self.speed}: factors lie between 0.5 and 2")
         if self.noise_snr_db and (len(self.noise_snr_db) != 2 or self.noise_snr_db[0] > self.noise_snr_db[1]):
             raise ConfigError(f"dataset_conf.augment.noise_snr_db={self.noise_snr_db}: give [lowest, highest]")
+        for name in ("sub_spans", "sub_span_ms", "trim_ms"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"dataset_conf.augment.{name}={getattr(self, name)} must be 0 or more")
 
 
 class Augment:
@@ -54,7 +64,7 @@ class Augment:
         conf: what to do.
         seed: of the run.
         num_bins: mel bins of the frontend; a stacked frame holds several times as many.
-        frame_ms: stride of the features that are masked.
+        frame_ms: stride of the features that are changed.
     """
 
     def __init__(self, conf: AugmentConf, seed: int = 0, num_bins: int = 80, frame_ms: float = 60.0):
@@ -62,6 +72,8 @@ class Augment:
             raise ConfigError(f"dataset_conf.augment.freq_mask_bins={conf.freq_mask_bins}: use less than {num_bins}")
         self.conf, self.seed, self.num_bins = conf, seed, num_bins
         self.mask_frames = max(1, round(conf.time_mask_ms / frame_ms))
+        self.span_frames = max(1, round(conf.sub_span_ms / frame_ms))
+        self.tail_frames = round(conf.trim_ms / frame_ms)
         self.changes_waveforms = bool(conf.speed or conf.gain_db or conf.noise_snr_db)
         self.masks = bool(conf.freq_masks or conf.time_masks)
 
@@ -86,6 +98,16 @@ class Augment:
             x = x + np.float32(level) * rng.standard_normal(len(x), dtype=np.float32)
         return x
 
+    def change_(self, feats: Tensor, epoch: int, utterance: int) -> int:
+        """SpecAug, SpecSub and SpecTrim on normalised features (T, stack * num_bins), in place.
+
+        Returns:
+            frames that stay; what is behind them is to be dropped.
+        """
+        self.mask_(feats, epoch, utterance)
+        replace_(feats, self.spans(len(feats), epoch, utterance))
+        return self.kept(len(feats), epoch, utterance)
+
     def boxes(self, frames: int, epoch: int, utterance: int) -> list[Box]:
         """What SpecAug hides of an utterance of so many stacked frames."""
         if not self.masks or frames == 0:
@@ -106,6 +128,29 @@ class Augment:
         """Hide these boxes of normalised features (T, stack * num_bins), in place."""
         hide_(feats, self.boxes(len(feats), epoch, utterance), self.num_bins)
 
+    def spans(self, frames: int, epoch: int, utterance: int) -> list[Span]:
+        """What SpecSub replaces in an utterance of so many stacked frames, and from how much earlier it takes it."""
+        if not self.conf.sub_spans or frames == 0:
+            return []
+        rng, found = np.random.default_rng((self.seed, epoch, utterance, SPANS)), []
+        for _ in range(self.conf.sub_spans):
+            start, width = int(rng.integers(frames)), int(rng.integers(1, self.span_frames + 1))
+            found.append((start, min(start + width, frames), int(rng.integers(start + 1))))
+        return found
+
+    def kept(self, frames: int, epoch: int, utterance: int) -> int:
+        """How many of so many stacked frames SpecTrim leaves: more than half of them."""
+        if self.tail_frames == 0:
+            return frames
+        width = int(np.random.default_rng((self.seed, epoch, utterance, TAIL)).integers(1, self.tail_frames + 1))
+        return frames - width if 2 * width < frames else frames
+
+    def shortest(self, samples: np.ndarray) -> np.ndarray:
+        """At least so many samples are left, (n,), of utterances of ``samples`` (n,)."""
+        fast = samples * SAMPLE_RATE // self.rates[1]
+        tail = int(self.conf.trim_ms * SAMPLE_RATE / 1000)
+        return fast - np.minimum(tail, fast // 2)
+
 
 def hide_(feats: Tensor, boxes: Sequence[Box], num_bins: int) -> None:
     """Set boxes of normalised features (T, stack * num_bins) to 0, their mean, in place.
@@ -117,6 +162,13 @@ def hide_(feats: Tensor, boxes: Sequence[Box], num_bins: int) -> None:
     bins = feats.view(len(feats), -1, num_bins)  # (T, stack, bins)
     for start, stop, low, high in boxes:
         bins[start:stop, :, low:high] = 0
+
+
+def replace_(feats: Tensor, spans: Sequence[Span]) -> None:
+    """Replace spans of features (T, F) by what stood earlier in them, in place."""
+    original = feats.clone() if spans else feats
+    for start, stop, back in spans:
+        feats[start:stop] = original[start - back : stop - back]
 
 
 def _rate(factor: float) -> int:

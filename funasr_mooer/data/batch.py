@@ -76,6 +76,7 @@ class Example:
         waveform: (N,) int16 or float32 at 16 kHz.
         tokens: field -> token ids.
         task: what is asked; '' for CTC.
+        language: a number for it, where the model counts by language.
     """
 
     utt_id: str
@@ -83,6 +84,7 @@ class Example:
     waveform: np.ndarray
     tokens: Mapping[str, np.ndarray]
     task: str = ""
+    language: int | None = None
 
 
 class TaskDraw:
@@ -132,7 +134,7 @@ def collate(
 
     Inputs for both: feats (B, T, F), feat_lengths (B,), transcript_ids (B, N) of the field ``text``, transcript_lengths (B,).
     For MooER also input_ids (B, L) = ``[AUDIO_ID][prompt][answer, eos]`` padded on the right, attention_mask (B, L) bool, and
-    labels (B, L), which are the answer and ``IGNORE_INDEX`` elsewhere.
+    labels (B, L), which are the answer and ``IGNORE_INDEX`` elsewhere. Where examples have a language, languages (B,).
 
     Args:
         examples: at least one.
@@ -147,8 +149,10 @@ def collate(
     waves = [e.waveform if augment is None else augment.waveform(e.waveform, epoch, e.utterance) for e in examples]
     feats, lengths = features.batch(waves, multiple)
     if augment is not None:
-        for row, length, example in zip(feats, lengths.tolist(), examples):
-            augment.mask_(row[:length], epoch, example.utterance)
+        for number, (length, example) in enumerate(zip(lengths.tolist(), examples)):
+            lengths[number] = kept = augment.change_(feats[number, :length], epoch, example.utterance)
+            feats[number, kept:] = 0
+        feats = feats[:, : -(-int(lengths.max()) // multiple) * multiple]
     transcripts = [example.tokens.get(TRANSCRIPT, ()) for example in examples]
     inputs = {
         "feats": feats,
@@ -156,6 +160,8 @@ def collate(
         "transcript_ids": pad_rows(transcripts, pad_id),
         "transcript_lengths": torch.tensor([len(ids) for ids in transcripts]),
     }
+    if examples[0].language is not None:
+        inputs["languages"] = torch.tensor([example.language for example in examples])
     if prompt is None:
         weight = sum(map(len, transcripts))
     else:

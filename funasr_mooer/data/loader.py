@@ -91,6 +91,10 @@ class Corpus(torch.utils.data.Dataset):
         prompt: builds rows for MooER; None makes batches for CTC.
         seed: of task drawing and augmentation.
         training: False leaves augmentation out.
+        with_languages: batches say the language of each utterance, as an index into ``languages``.
+
+    Attributes:
+        languages: of the packs' manifests, after '' for utterances without one.
 
     Raises:
         DataError: a folder that is not a pack, or was packed with another tokenizer.
@@ -106,6 +110,7 @@ class Corpus(torch.utils.data.Dataset):
         prompt: Prompt | None,
         seed: int = 0,
         training: bool = True,
+        with_languages: bool = False,
     ):
         if not packs:
             raise ConfigError("no packs to read; give at least one folder written by funasr_mooer.bin.pack")
@@ -123,7 +128,8 @@ class Corpus(torch.utils.data.Dataset):
         self.augment = None
         if training:
             self.augment = Augment(conf.augment, seed, features.conf.n_mels, features.frame_ms)
-        self.training = training
+        self.training, self.with_languages = training, with_languages
+        self.languages = ["", *sorted({lang for pack in self.packs for lang in pack.langs if lang})]
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -166,7 +172,7 @@ class Corpus(torch.utils.data.Dataset):
         With augmentation, the longest that an utterance can become counts.
         """
         samples = self.samples()
-        slowest, fastest = self.augment.rates if self.augment else (SAMPLE_RATE, SAMPLE_RATE)
+        slowest = self.augment.rates[0] if self.augment else SAMPLE_RATE
         longest = -(-samples * SAMPLE_RATE // slowest)
         unit = self.conf.budget_unit
         if unit == "positions" or (unit == "auto" and self.prompt is not None):
@@ -175,7 +181,7 @@ class Corpus(torch.utils.data.Dataset):
             costs = np.asarray(audio_lengths(longest)) + self._row_lengths()
         else:
             costs = np.asarray(self.features.num_frames(longest))
-        shortest = samples * SAMPLE_RATE // fastest
+        shortest = self.augment.shortest(samples) if self.augment else samples
         heard = np.asarray(self.features.num_frames(shortest) if audio_lengths is None else audio_lengths(shortest)) > 0
         seconds = samples / SAMPLE_RATE
         inside = (seconds >= self.conf.min_duration_s) & (seconds <= self.conf.max_duration_s)
@@ -215,7 +221,8 @@ class Corpus(torch.utils.data.Dataset):
         if not self._answerable(list(tokens)):
             raise DataError("has no text for any task")
         task = "" if self.draw is None else self.draw(list(tokens), epoch, index)
-        return Example(pack.utt_id(i), index, pack.samples(i), tokens, task)
+        language = self.languages.index(pack.lang(i)) if self.with_languages else None
+        return Example(pack.utt_id(i), index, pack.samples(i), tokens, task, language)
 
     def _load_or_neighbour(self, index: int, epoch: int, bad: list[str]) -> Example:
         """The utterance, or, where it cannot be loaded, one that is not longer."""
@@ -331,6 +338,7 @@ def build_loader(
     seed: int = 0,
     training: bool = True,
     pin_memory: bool = False,
+    with_languages: bool = False,
 ) -> Loader:
     """Everything between packs and the training loop, in one call.
 
@@ -344,12 +352,13 @@ def build_loader(
         seed: of order, tasks and augmentation.
         training: False: no augmentation, no shuffling, every utterance once (validation).
         pin_memory: for accelerators.
+        with_languages: batches say the language of each utterance; see :class:`Corpus`.
 
     Raises:
         DataError: a folder that is not a pack, or was packed with another tokenizer.
         ConfigError: settings that leave nothing to train on.
     """
-    corpus = Corpus(conf, packs, features, tokenizer, prompt, seed, training)
+    corpus = Corpus(conf, packs, features, tokenizer, prompt, seed, training, with_languages)
     return Loader(corpus, build_sampler(corpus, audio_lengths, seed), pin_memory)
 
 

@@ -1,5 +1,7 @@
 """Augmentation is off by default, repeats exactly, and masks what it says."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -73,3 +75,50 @@ def test_impossible_settings_are_refused():
         AugmentConf(noise_snr_db=[20, 10])
     with pytest.raises(ConfigError, match="use less than 80"):
         Augment(AugmentConf(freq_masks=1, freq_mask_bins=80))
+    with pytest.raises(ConfigError, match="augment.trim_ms=-5 must be 0 or more"):
+        AugmentConf(trim_ms=-5)
+
+
+def numbered(frames, size=560):
+    """Frame t holds t in every bin."""
+    return torch.arange(float(frames))[:, None].repeat(1, size)
+
+
+def test_spans_are_replaced_by_earlier_ones_of_the_same_utterance():
+    augment, replaced = Augment(AugmentConf(sub_spans=2, sub_span_ms=300)), 0
+    for i in range(40):
+        feats = numbered(30)
+        assert augment.change_(feats, 0, i) == 30
+        frames, now = torch.arange(30), feats[:, 0].long()
+        assert (feats == feats[:, :1]).all()
+        assert (now <= frames).all()
+        moved = frames[now != frames]
+        assert len(moved) <= 2 * 5  # 300 ms are 5 frames of 60 ms
+        replaced += len(moved)
+        expected = numbered(30)
+        for start, stop, back in augment.spans(30, 0, i):
+            expected[start:stop] = numbered(30)[start - back : stop - back]
+        torch.testing.assert_close(feats, expected)
+    assert replaced > 40
+
+
+def test_the_tail_is_cut_by_up_to_its_limit_and_never_half_of_the_whole():
+    augment = Augment(AugmentConf(trim_ms=300))
+    kept = [augment.change_(numbered(30), 0, i) for i in range(80)]
+    assert set(kept) == {25, 26, 27, 28, 29}
+    assert {augment.kept(3, 0, i) for i in range(40)} == {2, 3}
+    assert [augment.kept(n, 0, 0) for n in (0, 1, 2)] == [0, 1, 2]
+    shortest = augment.shortest(np.array([16000, 4000]))
+    assert shortest.tolist() == [16000 - 4800, 2000]
+
+
+def test_spans_and_tails_repeat_exactly_and_leave_the_masks_as_they_were():
+    conf = dataclasses.replace(ALL, sub_spans=3, trim_ms=600)
+    found = {}
+    for key in [(1, 3, 5), (1, 3, 5), (2, 3, 5), (1, 4, 5), (1, 3, 6)]:
+        seed, epoch, utterance = key
+        augment = Augment(conf, seed=seed)
+        drawn = (augment.spans(90, epoch, utterance), augment.kept(90, epoch, utterance))
+        assert found.setdefault(key, drawn) == drawn
+        assert augment.boxes(90, epoch, utterance) == Augment(ALL, seed=seed).boxes(90, epoch, utterance)
+    assert len({str(spans) for spans, _ in found.values()}) == 4

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from funasr_mooer.config import section
+from funasr_mooer.data.augment import Augment, AugmentConf
 from funasr_mooer.data.batch import Example, TaskDraw, collate, uniform
 from funasr_mooer.data.features import Features
 from funasr_mooer.data.loader import Corpus, DatasetConf, build_loader, build_sampler
@@ -223,3 +224,28 @@ def test_doors(fakes, pack_dir, load):
         load([])
     with pytest.raises(ConfigError, match="needs a model with an LLM"):
         load(prompt=False, budget_unit="positions")
+
+
+def test_what_spec_trim_cuts_off_is_gone_from_lengths_features_and_padding(fakes):
+    examples = [Example(name, i, fakes.tone(s), {"text": [10]}) for i, (name, s) in enumerate((("a", 2), ("b", 3)))]
+    augment = Augment(AugmentConf(trim_ms=600))
+    whole, cut = (collate(examples, FEATURES, None, 0, 5, each, multiple=4) for each in (None, augment))
+    lengths = whole.inputs["feat_lengths"].tolist()
+    kept = [augment.kept(length, 5, i) for i, length in enumerate(lengths)]
+    assert cut.inputs["feat_lengths"].tolist() == kept
+    assert all(a < b for a, b in zip(kept, lengths))
+    feats = cut.inputs["feats"]
+    assert feats.shape[1] == -(-max(kept) // 4) * 4
+    for row, expected, length in zip(feats, whole.inputs["feats"], kept):
+        assert torch.equal(row[:length], expected[:length])
+        assert not row[length:].any()
+    assert (cut.frames, cut.padded_frames) == (sum(kept), feats.shape[0] * feats.shape[1])
+
+
+def test_batches_say_languages_where_they_are_asked_for(fakes, pack_dir):
+    corpus = Corpus(conf(), [pack_dir], FEATURES, fakes.Tokenizer(), None, with_languages=True)
+    pack, indices = corpus.packs[0], np.arange(4)
+    named = [corpus.languages[i] for i in corpus[0, indices].inputs["languages"].tolist()]
+    assert named == [pack.lang(i) for i in range(4)]
+    assert corpus.languages[0] == ""
+    assert "languages" not in Corpus(conf(), [pack_dir], FEATURES, fakes.Tokenizer(), None)[0, indices].inputs
