@@ -6,12 +6,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from funasr_mooer.bin.cli import run
 from funasr_mooer.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from funasr_mooer.train.checkpoint import Checkpoints
+
 EXAMPLES = """examples:
   funasr-mooer average --exp exp/mooer --num 5 --out exp/mooer/average            # the 5 best
+  funasr-mooer average --exp exp/mooer --num 5 --metric cer --out exp/mooer/average
   funasr-mooer average --exp exp/mooer --num 3 --by last --out exp/mooer/average
 """
 
@@ -29,12 +34,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoints = Checkpoints(exp, metric=metric)
     found = checkpoints.ranked() if args.by == "best" else checkpoints.all()[::-1]
     if not found:
-        hint = f"none was validated with '{metric}'" if args.by == "best" and checkpoints.all() else "there is none"
-        raise CheckpointError(f"{exp}/checkpoints: no checkpoint to average, {hint}; use --by last, or train first")
+        raise CheckpointError(f"{exp}/checkpoints: no checkpoint to average, {why_none(checkpoints)}")
     chosen = found[: args.num]
     average(chosen, Path(args.out))
-    print(f"{args.out}: mean of {', '.join(path.name for path in chosen)}")
+    fewer = f" (there are no {args.num})" if len(chosen) < args.num else ""
+    print(f"{args.out}: mean of {', '.join(path.name for path in chosen)}{fewer}")
     return 0
+
+
+def why_none(checkpoints: Checkpoints) -> str:
+    """What is wrong where no checkpoint was found, and what to do."""
+    from funasr_mooer.train.checkpoint import TrainState
+
+    if not checkpoints.all():
+        return "there is none; train first"
+    known = sorted({name for path in checkpoints.all() for name in TrainState.read(path).metrics})
+    return (
+        f"none was validated with '{checkpoints.metric}'; use --by last, or --metric {' or '.join(known) or '(none)'}"
+    )
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -46,11 +63,18 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--exp", required=True, metavar="DIR", help="experiment directory")
-    parser.add_argument("--num", type=int, default=5, metavar="N", help="how many checkpoints")
+    parser.add_argument("--num", type=positive, default=5, metavar="N", help="how many checkpoints")
     parser.add_argument("--by", choices=("best", "last"), default="best", help="which ones")
     parser.add_argument("--metric", help="validation metric that ranks them; as in training if not given")
     parser.add_argument("--out", required=True, metavar="DIR", help="model directory to write")
     return parser.parse_args(argv)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(text)
 
 
 if __name__ == "__main__":
