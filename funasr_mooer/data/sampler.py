@@ -1,24 +1,38 @@
 """Batches of utterance indices, filled to a token budget; any batch of any epoch is found at once."""
 
-# How it works. Utterances are sorted by cost once. Batches are consecutive ranges of that order, planned once and so that
-# they stay inside the budget even if each place is taken by an utterance up to ``reach`` places further on. In each epoch
-# utterances are shuffled among the ``reach`` places around them, and batches among each other. Hence the number of batches
-# never changes, no epoch has to be replayed to continue in its middle, and memory is a few bytes per utterance.
+# A corpus is dealt into parts of about half a million utterances, at random but the same in every epoch. Each part is a plan
+# of its own (plan.py); an epoch goes through the parts in an order of its own. At the start every part's batches are counted,
+# which takes no sorting; only the part that is being read is ever held. A small corpus is one part.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
+from funasr_mooer.data.plan import Group, Plan, Shape, cut, slot_costs
 from funasr_mooer.errors import ConfigError
+
+PART = 1 << 19  # utterances per epoch that are planned together
+PAGE = 1 << 16  # neighbours in the index that are dealt together: read in one go
+NAMED = 3  # utterances without a cost that are remembered
+
+
+class Costs(Protocol):
+    """What each utterance costs in the budget's unit, 0 to leave it out: an array, or what computes one by slices."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice) -> np.ndarray: ...
 
 
 class TokenBudgetSampler:
     """Every utterance once per epoch, in batches whose padded cost stays within ``budget``.
 
     Args:
-        costs: (n,) integers, what each utterance costs in the budget's unit; 0 leaves it out.
+        costs: (n,) integers; see :class:`Costs`.
         budget: most that a batch may cost, padding included: utterances times the largest cost.
         window: most neighbours in length that an utterance is shuffled with; small corpora use fewer.
         max_utts: most utterances in a batch.
@@ -27,9 +41,14 @@ class TokenBudgetSampler:
             0.5 shows half of them, the other half in the next epoch.
         length_multiple: costs are rounded up to a multiple, as padding will be.
         shuffle: False keeps the order by cost (validation).
-        packed: a batch costs the sum of its utterances, as they stand in one row without padding.
         ascending_epochs: so many epochs at the start take the shortest batches first. A model that learns with CTC from
             nothing finds the words in short utterances long before it finds them in long ones.
+        packed: a batch costs the sum of its utterances, as they stand in one row without padding.
+        part: utterances that are planned together.
+
+    Attributes:
+        left_out: utterances without a cost.
+        left_out_first: the first of them.
 
     Raises:
         ConfigError: nothing to sample, or an utterance that alone exceeds the budget.
@@ -37,7 +56,7 @@ class TokenBudgetSampler:
 
     def __init__(
         self,
-        costs: np.ndarray,
+        costs: Costs,
         budget: int,
         window: int = 2000,
         max_utts: int = 1024,
@@ -47,31 +66,26 @@ class TokenBudgetSampler:
         shuffle: bool = True,
         ascending_epochs: int = 0,
         packed: bool = False,
+        part: int = PART,
     ):
-        self.seed, self.budget, self.shuffle, self.ascending_epochs = seed, budget, shuffle, ascending_epochs
-        self.costs = np.asarray(costs)
-        if length_multiple > 1:
-            self.costs = -(-self.costs // length_multiple) * length_multiple
-        self._order, self._first, self._span = _slots(self.costs, groups or [(len(self.costs), 1.0)])
-        if len(self) == 0:
-            raise ConfigError("no utterances to sample: all were left out by their length or weight")
-        worst = self._cost_at(len(self) - 1)
-        if worst > budget:
-            raise ConfigError(
-                f"dataset_conf.budget={budget}: an utterance alone costs {worst}; raise the budget or lower max_duration_s"
-            )
-        self.reach = max(1, min(window, len(self) // 32)) if shuffle else 1
-        self._starts = self._plan_packed(max_utts) if packed else self._plan(max_utts)
-        self._epoch, self._batch_order = -1, np.zeros(0, np.int64)
+        self.costs, self.seed, self.multiple, self.ascending_epochs = costs, seed, length_multiple, ascending_epochs
+        self.shape = Shape(budget, window, max_utts, shuffle, packed)
+        self._corpora = list(groups or [(len(costs), 1.0)])
+        _check(self._corpora, len(costs))
+        self._parts = max(1, -(-int(sum(count * weight for count, weight in self._corpora)) // part))
+        self._pages = [_deal_pages(count, self._parts, (seed, k)) for k, (count, _) in enumerate(self._corpora)]
+        self._count()
+        self._plan = functools.lru_cache(maxsize=2)(self._plan)  # two, as ranks meet the next part at different batches
+        self._epoch, self._order, self._ends = -1, np.zeros(0, np.int64), np.zeros(0, np.int64)
 
     def __len__(self) -> int:
         """Utterances per epoch."""
-        return len(self._order) if self._first is None else len(self._first)
+        return self._utterances
 
     @property
     def num_batches(self) -> int:
         """Batches per epoch over all ranks, the same in every epoch."""
-        return len(self._starts) - 1
+        return int(self._batches.sum())
 
     def steps(self, world: int = 1, start: int = 0) -> int:
         """Batches that each of ``world`` ranks gets when ``start`` batches of the epoch are done."""
@@ -79,8 +93,14 @@ class TokenBudgetSampler:
 
     def batch(self, epoch: int, number: int) -> np.ndarray:
         """Indices of batch ``number`` of ``epoch``, int64."""
-        b = self._shuffled(epoch)[number]
-        return self._indices(epoch, int(self._starts[b]), int(self._starts[b + 1]))
+        if epoch != self._epoch:
+            order = np.arange(self._parts)
+            if self._shuffles(epoch):
+                np.random.default_rng((self.seed, epoch)).shuffle(order)
+            self._epoch, self._order, self._ends = epoch, order, np.cumsum(self._batches[order])
+        place = int(np.searchsorted(self._ends, number, side="right"))
+        before = int(self._ends[place - 1]) if place else 0
+        return self._plan(int(self._order[place])).batch(epoch, number - before, not self._shuffles(epoch))
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """The batches of ``epoch`` from number ``start`` on, made one at a time."""
@@ -103,102 +123,69 @@ class TokenBudgetSampler:
         if start + whole * world < self.num_batches:
             yield _deal(list(self.batches(epoch, start + whole * world)), world)[rank]
 
-    def padding_excess(self, epoch: int = 0) -> float:
-        """How much padding adds to the costs of an epoch: 0.05 is 5 %. Visits all batches; for reports and tests."""
-        found = [self.costs[batch] for batch in self.batches(epoch)]
-        return sum(len(c) * int(c.max()) for c in found) / sum(int(c.sum()) for c in found) - 1
+    def _shuffles(self, epoch: int) -> bool:
+        return self.shape.shuffle and epoch >= self.ascending_epochs
 
-    def _plan(self, max_utts: int) -> np.ndarray:
-        """Where each batch starts in the order by cost, (num_batches + 1,)."""
-        starts, position, last = [0], 0, len(self) - 1
-        while position <= last:
-            size = min(max_utts, max(1, self.budget // self._cost_at(min(position + self.reach - 1, last))))
-            if size > 1:  # as costs ascend, what fits at the far end fits
-                size = min(size, max(1, self.budget // self._cost_at(min(position + size + self.reach - 2, last))))
-            position += size
-            starts.append(min(position, last + 1))
-        return np.array(starts, np.int64)
+    def _count(self) -> None:
+        """Batches and utterances of every part, without sorting any."""
+        self._batches = np.zeros(self._parts, np.int64)
+        self._utterances = self.left_out = worst = 0
+        first: list[int] = []
+        for part in range(self._parts):
+            groups = self._groups(part)
+            for group in groups:
+                missing = group.costs <= 0
+                self.left_out += int(np.count_nonzero(missing))
+                first += group.indices[missing][:NAMED].tolist()
+            slots = slot_costs(groups)
+            if slots.any():
+                self._batches[part] = len(cut(slots, self.shape)) - 1
+                self._utterances += int(slots.sum())
+                worst = max(worst, len(slots) - 1)
+        self.left_out_first = sorted(first)[:NAMED]
+        if not self._utterances:
+            raise ConfigError("no utterances to sample: all were left out by their length or weight")
+        if worst > self.shape.budget:
+            raise ConfigError(
+                f"dataset_conf.budget={self.shape.budget}: an utterance alone costs {worst}; raise the budget or lower "
+                "max_duration_s"
+            )
 
-    def _plan_packed(self, max_utts: int) -> np.ndarray:
-        """The same where a batch costs the sum of its utterances."""
-        starts, count = [0], len(self)
-        while starts[-1] < count:
-            slots = np.arange(starts[-1], min(starts[-1] + max_utts, count))
-            totals = self._costs_at(np.minimum(slots + self.reach - 1, count - 1)).cumsum()
-            starts.append(starts[-1] + max(1, int(np.searchsorted(totals, self.budget, side="right"))))
-        return np.array(starts, np.int64)
+    def _plan(self, part: int) -> Plan:
+        return Plan(self._groups(part), self.shape, (self.seed, part))
 
-    def _cost_at(self, slot: int) -> int:
-        """Largest cost that the slot can have."""
-        return int(self._costs_at(np.array(slot)))
-
-    def _costs_at(self, slots: np.ndarray) -> np.ndarray:
-        """The same for many slots."""
-        places = slots if self._first is None else self._first[slots] + self._span[slots] - 1
-        return self.costs[self._order[places]]
-
-    def _shuffled(self, epoch: int) -> np.ndarray:
-        if self._epoch != epoch:
-            order = np.arange(self.num_batches, dtype=np.int64)
-            if self.shuffle and epoch >= self.ascending_epochs:
-                np.random.default_rng((self.seed, epoch)).shuffle(order)
-            self._epoch, self._batch_order = epoch, order
-        return self._batch_order
-
-    def _indices(self, epoch: int, start: int, stop: int) -> np.ndarray:
-        """Utterances that take the places ``start .. stop`` in this epoch."""
-        slots = np.arange(start, stop)
-        if self.reach > 1:
-            # Blocks of `reach` places are shuffled inside; where they begin changes with the epoch.
-            phase = (epoch * 2654435761 + self.seed) % self.reach
-            blocks = range((start + phase) // self.reach, (stop - 1 + phase) // self.reach + 1)
-            edges = [(max(0, k * self.reach - phase), min(len(self), (k + 1) * self.reach - phase)) for k in blocks]
-            shuffled = [
-                low + np.random.default_rng((self.seed, epoch, k)).permutation(high - low)
-                for k, (low, high) in zip(blocks, edges)
-            ]
-            slots = np.concatenate(shuffled)[start - edges[0][0] : stop - edges[0][0]]
-        if self._first is not None:
-            slots = self._first[slots] + (epoch + slots) % self._span[slots]
-        return self._order[slots].astype(np.int64)
+    def _groups(self, part: int) -> list[Group]:
+        """The utterances of one part, by corpus."""
+        groups, offset = [], 0
+        for (count, weight), (edges, dealt) in zip(self._corpora, self._pages):
+            pages = [slice(offset + int(edges[p]), offset + int(edges[p + 1])) for p in dealt[part]]
+            costs = np.concatenate([self.costs[page] for page in pages])
+            costs = -(-costs // self.multiple) * self.multiple if self.multiple > 1 else costs
+            indices = np.concatenate([np.arange(page.start, page.stop) for page in pages])
+            # Fractions of an utterance are rounded at another point in each part, so that they add up over the parts.
+            groups.append(Group(indices, costs, weight, (part + 0.5) / self._parts))
+            offset += count
+        return groups
 
 
-def _slots(
-    costs: np.ndarray, groups: Sequence[tuple[int, float]]
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Indices by cost and, where weights are not 1, the slots of an epoch: each takes turns among ``span`` neighbours.
-
-    Returns:
-        order (n,): indices with a cost, ascending by cost inside each group.
-        first, span (S,): where in ``order`` each slot's candidates begin, and how many they are; slots ascend by cost.
-            None when every utterance is its own slot.
-    """
-    if sum(count for count, _ in groups) != len(costs):
-        raise ConfigError(f"groups hold {sum(count for count, _ in groups)} utterances, costs {len(costs)}")
-    if all(weight == 1 for _, weight in groups):
-        return _ascending(costs, 0), None, None
-    orders, firsts, spans, offset, base = [], [], [], 0, 0
-    for count, weight in groups:
+def _check(corpora: Sequence[tuple[int, float]], count: int) -> None:
+    if sum(size for size, _ in corpora) != count:
+        raise ConfigError(f"groups hold {sum(size for size, _ in corpora)} utterances, costs {count}")
+    for _, weight in corpora:
         if weight < 0:
             raise ConfigError(f"a corpus has the weight {weight}; use 0 or more")
-        order = _ascending(costs[offset : offset + count], offset)
-        size = round(weight * len(order))
-        edges = np.arange(size + 1) * len(order) // max(size, 1)
-        orders.append(order)
-        firsts.append(base + edges[:-1])
-        spans.append(np.maximum(np.diff(edges), 1))
-        offset, base = offset + count, base + len(order)
-    order, first, span = np.concatenate(orders), np.concatenate(firsts), np.concatenate(spans)
-    by_cost = np.argsort(costs[order[first + span - 1]], kind="stable")
-    return order, first[by_cost], span[by_cost]
 
 
-def _ascending(costs: np.ndarray, offset: int) -> np.ndarray:
-    """Indices of positive costs by ascending cost, as small as they can be stored."""
-    small = costs.astype(np.uint16) if len(costs) and costs.max() < 1 << 16 else costs  # sorted 8 times faster
-    order = np.argsort(small, kind="stable")
-    order = order[np.searchsorted(costs[order], 1) :] + offset
-    return order.astype(np.uint32) if offset + len(costs) < 2**32 else order
+def _deal_pages(count: int, parts: int, key: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Pages of a corpus, dealt to parts at random.
+
+    Returns:
+        where each page begins, (pages + 1,), and the pages of each part in ascending order, (parts, pages / parts).
+    """
+    each = max(1, round(count / (parts * PAGE)))
+    edges = np.arange(parts * each + 1) * count // (parts * each)
+    dealt = np.random.default_rng(key).permutation(parts * each).reshape(parts, each)
+    return edges, np.sort(dealt, axis=1)
 
 
 def _deal(batches: list[np.ndarray], world: int) -> list[np.ndarray]:
