@@ -87,14 +87,22 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     Raises:
         ConfigError: the file does not exist, is not YAML, or an override is not ``++key=value``.
     """
+    return override(read_yaml(path), overrides, str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML config as it stands in the file, with ``${...}`` and with values that a caller must still give (``???``).
+
+    Raises:
+        ConfigError: the file does not exist or is not YAML.
+    """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: {error}") from error
-    return override(config, overrides, str(path))
 
 
 def override(config: Mapping[str, Any], overrides: Sequence[str], name: str = "config") -> dict[str, Any]:

@@ -12,6 +12,7 @@ import yaml
 from funasr_mooer.config import load_config, section
 from funasr_mooer.data.loader import DatasetConf
 from funasr_mooer.mooer import generate
+from funasr_mooer.score.sweep import read_sweep
 from funasr_mooer.train.stages import read_stages, trained_parts
 from funasr_mooer.u2pp_moe import search
 
@@ -100,6 +101,23 @@ def test_a_system_builds_and_takes_a_training_step(path, tiny_tokenizers):
             assert any(parameter.grad is not None for parameter in model.parts[part]), f"{stage.name}: {part}"
 
 
+def test_the_sizes_of_the_paper(tmp_path):
+    """Dense-225M and MoE-1B with 6000 units, built without memory."""
+    from funasr_mooer.auto import build_model
+
+    units = ["<blank>", "<unk>", *(f"u{i}" for i in range(5997)), "<sos/eos>"]
+    (tmp_path / "units.txt").write_text("".join(f"{unit} {i}\n" for i, unit in enumerate(units)))
+    millions = {}
+    for size in ("1b", "225m_dense"):
+        files = [f"++tokenizer_conf.init={tmp_path}", "++frontend_conf.cmvn_file=null"]
+        config = load_config(ROOT / f"conf/u2pp_moe_{size}.yaml", files)
+        with torch.device("meta"):
+            millions[size] = sum(parameter.numel() for parameter in build_model(config).parameters()) / 1e6
+    assert millions["225m_dense"] == pytest.approx(225, abs=5)
+    assert 1060 < millions["1b"] < 1110
+    assert millions["1b"] / millions["225m_dense"] == pytest.approx(4.7, abs=0.15)
+
+
 def a_batch(model) -> dict[str, torch.Tensor]:
     """Two utterances of noise with random answers, as the model's ``forward`` takes them."""
     generator = torch.Generator().manual_seed(0)
@@ -123,6 +141,10 @@ def test_what_is_no_system_holds_decoding_settings_or_sections_of_one(path, tiny
     from funasr_mooer.mooer.prompt import Prompt
     from funasr_mooer.mooer.tokenizer import MooerTokenizer
 
+    if path.stem.endswith("_sweep"):
+        for way in read_sweep(path, {}):
+            search.decode_conf(way.settings)
+        return
     config = load_config(path)
     decoding = [settings for settings in DECODING.values() if set(config) <= set(settings.DECODE_KEYS)]
     if decoding:

@@ -1,6 +1,7 @@
 """Packs -> am.mvn: the statistics that give stacked features mean 0 and variance 1.
 
 python -m funasr_mooer.bin.cmvn --pack data/train_pack --out data/am.mvn
+python -m funasr_mooer.bin.cmvn --pack data/train_pack --config conf/u2pp_moe_tiny.yaml --out data/am.mvn
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 
 from funasr_mooer.bin.cli import run
-from funasr_mooer.config import load_config
+from funasr_mooer.config import read_yaml
 from funasr_mooer.data.audio import SAMPLE_RATE
 from funasr_mooer.data.cmvn import compute_cmvn, write_cmvn
 from funasr_mooer.data.features import Features
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the draw (%(default)s)")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
-    conf = dict(load_config(args.config).get("frontend_conf") or {}) if args.config else {}
+    conf = dict(read_yaml(args.config).get("frontend_conf") or {}) if args.config else {}
     packs = [Pack(path) for path in args.pack]
     chosen = [(pack, i) for pack in packs for i in _sample(len(pack), len(packs), args.max_utts, args.seed)]
     features = Features({**conf, "cmvn_file": None})

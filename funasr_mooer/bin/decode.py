@@ -8,12 +8,17 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from funasr_mooer.bin.cli import run
 from funasr_mooer.errors import DataError
+from funasr_mooer.score.sweep import Way, read_sweep
+
+if TYPE_CHECKING:
+    from funasr_mooer.mooer.parts import Parts
+    from funasr_mooer.mooer.transcribe import Clip
 
 log = logging.getLogger(__name__)
 
@@ -21,40 +26,45 @@ EXAMPLES = """examples:
   funasr-mooer decode --model exp/mooer/best --data data/test --task asr --out exp/mooer/decode/test
   funasr-mooer decode --model exp/mooer/best --data data/test --task ast --out OUT --config conf/decode/mooer.yaml
   funasr-mooer decode --model exp/mooer/best --data data/test --task asr --out OUT ++num_beams=1
+  funasr-mooer decode --model exp/u2pp/best --data data/test --out OUT --sweep conf/decode/u2pp_moe_sweep.yaml
 
-writes OUT/text (and OUT/text.en for tasks of two answers), OUT/result.jsonl and OUT/decode.json (time, RTF)
+writes OUT/text (and OUT/text.en for tasks of two answers), OUT/result.jsonl and OUT/decode.json (time, RTF); of a sweep
+OUT/ROW.COLUMN/text and so on
 """
 
 
 @run
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
-    args, settings = parse(argv)
+    args, ways = parse(argv)
     from funasr_mooer.train import launch
 
-    out = Path(args.out)
+    outs = [Path(args.out) / way.folder for way in ways]
     if args.nproc > 1 and not launch.is_launched():
-        started = time.perf_counter()
         code = launch.launch([sys.executable, "-m", "funasr_mooer.bin.decode", *argv], args.nproc)
         if code == 0:
-            parts = [out / f"part-{rank}.json" for rank in range(args.nproc)]
-            write(out, [json.loads(part.read_text("utf-8")) for part in parts], time.perf_counter() - started, args)
-            for part in parts:
-                part.unlink()
+            for way, out in zip(ways, outs):
+                parts = [out / f"part-{rank}.json" for rank in range(args.nproc)]
+                write(out, [json.loads(part.read_text("utf-8")) for part in parts], way, args)
+                for part in parts:
+                    part.unlink()
         return code
     launch.end_with_parent()
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    done = decode(args, settings, rank, world)
-    out.mkdir(parents=True, exist_ok=True)
-    if world > 1:
-        (out / f"part-{rank}.json").write_text(json.dumps(done, ensure_ascii=False), "utf-8")
-    else:
-        write(out, [done], done["seconds"], args)
+    for way, out, done in zip(ways, outs, decode(args, ways, rank, world)):
+        out.mkdir(parents=True, exist_ok=True)
+        if world > 1:
+            (out / f"part-{rank}.json").write_text(json.dumps(done, ensure_ascii=False), "utf-8")
+        else:
+            write(out, [done], way, args)
     return 0
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
-    """The command line, and the decoding settings: those of ``--config`` under the ``++key=value`` ones."""
+def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Way]]:
+    """The command line, and the ways to decode: one, or those of ``--sweep``.
+
+    Settings are those of ``--config``, under the ``++key=value`` ones, under those of the sweep.
+    """
     from funasr_mooer.config import load_config, override
     from funasr_mooer.mooer.generate import DECODE_KEYS
     from funasr_mooer.u2pp_moe.search import DECODE_KEYS as U2PP_DECODE_KEYS
@@ -70,6 +80,7 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     parser.add_argument("--task", help="what is asked (asr, ast, ...); not needed for models of one task")
     parser.add_argument("--config", metavar="YAML", help="decoding settings, such as conf/decode/mooer.yaml")
+    parser.add_argument("--sweep", metavar="YAML", help="rows and columns of settings; each pair is decoded")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or musa")
     parser.add_argument("--nproc", type=int, default=1, help="processes; each decodes a share")
     parser.add_argument("--batch-s", type=float, default=120, help="seconds of audio per batch, padding included")
@@ -81,8 +92,10 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict[str, Any]]:
     args, rest = parser.parse_known_args(argv)
     settings = load_config(args.config) if args.config else {}
     settings = override(settings, rest, "decoding settings")
-    check_settings(settings, (*DECODE_KEYS, *U2PP_DECODE_KEYS))
-    return args, settings
+    ways = read_sweep(args.sweep, settings) if args.sweep else [Way("", "", settings)]
+    for way in ways:
+        check_settings(way.settings, (*DECODE_KEYS, *U2PP_DECODE_KEYS))
+    return args, ways
 
 
 def check_settings(settings: dict[str, Any], known: Sequence[str]) -> None:
@@ -99,17 +112,27 @@ def check_settings(settings: dict[str, Any], known: Sequence[str]) -> None:
             raise ConfigError(f"decoding setting '{key}' is unknown{suggest(key, known)}")
 
 
-def decode(args: argparse.Namespace, settings: dict[str, Any], rank: int, world: int) -> dict[str, Any]:
-    """This process's share of the corpus: every world-th clip by length, so that shares take as long."""
+def decode(args: argparse.Namespace, ways: Sequence[Way], rank: int, world: int) -> Iterator[dict[str, Any]]:
+    """This process's share of the corpus, once for each way: every world-th clip by length, so that shares take as long."""
     from funasr_mooer.auto import load_model
-    from funasr_mooer.mooer.transcribe import clips, transcribe
+    from funasr_mooer.mooer.transcribe import clips
 
     every = clips(args.data, args.allow_pipes)
     share = sorted(every, key=lambda clip: (-clip.seconds, clip.utt_id))[rank::world]
     model = load_model(args.model, args.device)
-    check_settings(settings, model.decode_keys)  # each system has its own
-    if hasattr(model, "check_task"):
-        settings = {**settings, "task": model.check_task(args.task)}
+    task = {"task": model.check_task(args.task)} if hasattr(model, "check_task") else {}
+    for way in ways:
+        check_settings(way.settings, model.decode_keys)  # each system has its own
+    for way in ways:
+        yield decode_share(args, model, share, {**way.settings, **task})
+
+
+def decode_share(
+    args: argparse.Namespace, model: Parts, share: Sequence[Clip], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Results of these clips, those that have none, and the time from the first file to the last text."""
+    from funasr_mooer.mooer.transcribe import transcribe
+
     problems: list[str] = []
     results: list[dict[str, Any]] = []
     started = time.perf_counter()
@@ -136,8 +159,10 @@ def decode(args: argparse.Namespace, settings: dict[str, Any], rank: int, world:
     }
 
 
-def write(out: Path, parts: Sequence[dict[str, Any]], seconds: float, args: argparse.Namespace) -> None:
+def write(out: Path, parts: Sequence[dict[str, Any]], way: Way, args: argparse.Namespace) -> None:
     """Join the shares: results sorted by utterance, one text file per answer, and the time it took.
+
+    ``seconds`` is the sum over processes, without loading the model: the RTF is that of one process.
 
     Raises:
         DataError: more utterances than ``--max-bad`` allows could not be read.
@@ -160,11 +185,15 @@ def write(out: Path, parts: Sequence[dict[str, Any]], seconds: float, args: argp
     for field in sorted(fields):
         rows = [f"{r['key']} {' '.join(r.get(field, '').split())}".rstrip() for r in results]
         (out / field).write_text("".join(row + "\n" for row in rows), "utf-8")
-    audio_s = sum(part["audio_s"] for part in parts)
+    audio_s, seconds = (sum(part[key] for part in parts) for key in ("audio_s", "seconds"))
     facts = {
         "model": str(args.model),
         "data": str(args.data),
         "task": args.task,
+        "row": way.row,
+        "column": way.column,
+        "place": way.place,
+        "settings": way.settings,
         "utterances": len(results),
         "not_decoded": len(problems),
         "audio_s": round(audio_s, 2),

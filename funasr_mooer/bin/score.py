@@ -4,6 +4,8 @@ funasr-mooer score compute --ref data/test/text --hyp exp/decode/test/text --met
 funasr-mooer score align --ref data/test/text --hyp exp/decode/test/text --utt BAC009S0764W0121
 funasr-mooer score published --name 'MooER-5K' --metric cer --value 1.93 --source 'MooER README' --out mooer_5k.json
 funasr-mooer score table exp/*/result.json mooer_5k.json --markdown RESULTS.md --block test
+funasr-mooer score sweep --ref data/test/text --hyp exp/decode/test/*/text --metric cer --name MoE --meta set=test
+funasr-mooer score table exp/decode/*/*/result.json --sweep
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from funasr_mooer.score import error_rate as rates
 from funasr_mooer.score.bleu import BLEU_TOKENISERS, bleu
 from funasr_mooer.score.normalise import NORMALISERS
 from funasr_mooer.score.report import Report, Result, result_of, update_markdown, write_atomic
+from funasr_mooer.score.sweep import SweepReport, decoded_facts
 
 METRICS = (*rates.TOKENISERS, "bleu")
 
@@ -56,9 +59,21 @@ def compute(args: argparse.Namespace) -> int:
     return 0
 
 
+def sweep(args: argparse.Namespace) -> int:
+    """Score what `decode --sweep` wrote: result.json beside each text; print the table."""
+    refs, results = rates.read_transcripts(args.ref), []
+    for hyp in args.hyp:
+        score = rates.error_rate(refs, rates.read_transcripts(hyp), args.metric, args.normaliser, seed=0)
+        facts = {"command": args.command, **decoded_facts(hyp), "set": "", **dict(map(_meta, args.meta))}
+        results.append(result_of(score, args.name, args.ref, hyp, **facts))
+        results[-1].save(os.path.join(os.path.dirname(hyp), "result.json"))
+    _show(SweepReport(results))
+    return 0
+
+
 def table(args: argparse.Namespace) -> int:
     """Print several results as one table, and put it into a Markdown file."""
-    report = Report.load(args.results)
+    report = (SweepReport if args.sweep else Report).load(args.results)
     _show(report)
     if bool(args.markdown) != bool(args.block):
         raise ConfigError("--markdown FILE and --block NAME go together")
@@ -119,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "funasr-mooer score", description=first, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    verbs = parser.add_subparsers(required=True, metavar="compute | align | table | published")
+    verbs = parser.add_subparsers(required=True, metavar="compute | sweep | align | table | published")
 
     verb = _verb(verbs, compute)
     verb.add_argument("--ref", required=True, help="Kaldi text: utt_id words ...")
@@ -137,6 +152,14 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--resamples", type=int, default=1000, help="of the bootstrap interval")
     verb.add_argument("--seed", type=int, default=0, help="of the bootstrap")
 
+    verb = _verb(verbs, sweep)
+    verb.add_argument("--ref", required=True, help="Kaldi text: utt_id words ...")
+    verb.add_argument("--hyp", required=True, nargs="+", metavar="TEXT", help="OUT/*/text of the same utterances")
+    verb.add_argument("--metric", required=True, choices=tuple(rates.TOKENISERS))
+    verb.add_argument("--normaliser", default="basic", help=f"{', '.join(NORMALISERS)} (%(default)s)")
+    verb.add_argument("--name", required=True, help="the model's name in the table")
+    verb.add_argument("--meta", nargs="+", default=[], metavar="KEY=VALUE", help="set, seed, ... to record")
+
     verb = _verb(verbs, align)
     verb.add_argument("--ref", required=True)
     verb.add_argument("--hyp", required=True)
@@ -145,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--normaliser", default="basic")
 
     verb = _verb(verbs, table)
+    verb.add_argument("--sweep", action="store_true", help="results of `score sweep`: models by rows, searches by columns")
     verb.add_argument("results", nargs="+", metavar="RESULT.json")
     verb.add_argument("--markdown", help="file with the block to replace")
     verb.add_argument("--block", help="NAME in <!-- results: NAME --> ... <!-- end results -->")

@@ -1,20 +1,22 @@
-"""Texts -> units.txt, the table of characters or words that a U2++ model is trained to write."""
+"""Texts -> units.txt, the table of characters, words or sentence pieces that a U2++ model is trained to write."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from funasr_mooer.bin.cli import run
 from funasr_mooer.data.kaldi_dir import read_kaldi_dir
 from funasr_mooer.errors import DataError
-from funasr_mooer.u2pp_moe.tokenizer import make_units, write_units
+from funasr_mooer.u2pp_moe.tokenizer import make_units, train_pieces, write_units
 
 EXAMPLES = """examples:
   funasr-mooer units --data data/train --out data/units.txt            # characters
   funasr-mooer units --data data/train --out data/units.txt --words --min-count 2
-  funasr-mooer pack --data data/train --tokenizer data/units.txt --out data/pack/train
+  funasr-mooer units --data data/train --out data/units/units.txt --pieces 5000   # and data/units/bpe.model
+  funasr-mooer pack --data data/train --tokenizer data/units --out data/pack/train
 """
 
 
@@ -22,7 +24,10 @@ EXAMPLES = """examples:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     texts = [utterance.texts["text"] for data in args.data for utterance in read_kaldi_dir(data)]
-    units = make_units(texts, args.words, args.min_count)
+    out = Path(args.out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    pieces = train_pieces(texts, args.pieces, out.with_name("bpe.model")) if args.pieces else None
+    units = make_units(texts, args.words, args.min_count, pieces)
     if len(units) == 3:
         raise DataError(f"{', '.join(args.data)}: no unit occurs {args.min_count} times; is 'text' empty?")
     write_units(units, args.out)
@@ -40,7 +45,11 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--data", required=True, nargs="+", metavar="DIR", help="Kaldi directories; their text is read")
     top.add_argument("--out", required=True, metavar="FILE", help="table to write, such as data/units.txt")
-    top.add_argument("--words", action="store_true", help="cut texts at spaces; default: into characters")
+    cut = top.add_mutually_exclusive_group()
+    cut.add_argument("--words", action="store_true", help="cut texts at spaces; default: into characters")
+    cut.add_argument(
+        "--pieces", type=int, metavar="N", help="Chinese characters, and N sentence pieces of upper-case words"
+    )
     top.add_argument("--min-count", type=int, default=1, metavar="N", help="leave out rarer units (%(default)s)")
     return top
 

@@ -132,10 +132,14 @@ class Report:
         header = [key for key in _COLUMNS if key in ("name", "metric", "value") or any(row.get(key) for row in rows)]
         return header, [[row.get(key, "") for key in header] for row in rows]
 
+    def is_number(self, heading: str) -> bool:
+        """Whether a column is right-aligned."""
+        return heading in _NUMBERS
+
     def markdown(self) -> str:
         """A Markdown table; numbers are right-aligned."""
         header, rows = self.rows()
-        rule = ["---:" if key in _NUMBERS else "---" for key in header]
+        rule = ["---:" if self.is_number(key) else "---" for key in header]
         escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
         return "".join(f"| {' | '.join(cells)} |\n" for cells in (header, rule, *escaped))
 
@@ -144,7 +148,8 @@ class Report:
         header, rows = self.rows()
         table = Table(box=box.SIMPLE_HEAD)
         for key in header:
-            table.add_column(key, justify="right" if key in _NUMBERS else "left", no_wrap=key in _NUMBERS)
+            number = self.is_number(key)
+            table.add_column(key, justify="right" if number else "left", no_wrap=number)
         for row in rows:
             table.add_row(*row)
         return table

@@ -5,9 +5,11 @@ from __future__ import annotations
 import collections
 import functools
 import hashlib
+import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from funasr_mooer.errors import CheckpointError, ConfigError, DataError, DependencyError
 
@@ -123,23 +125,14 @@ class MooerUnitsTokenizer:
 
     def _split_plain(self, text: str) -> list[str]:
         if self.bpe_model is not None:
-            parts = [part for part in CHINESE.split(text.upper()) if part.strip()]
-            return [
-                u
-                for part in parts
-                for u in ([part] if CHINESE.fullmatch(part) else self._pieces.encode_as_pieces(part))
-            ]
+            return split_mixed(text, self._pieces)
         if self.split_with_space:
             return text.split()
         return [SPACE if char == " " else char for char in text if char != " " or SPACE in self.table]
 
     @functools.cached_property
     def _pieces(self):
-        try:
-            import sentencepiece
-        except ImportError as error:
-            raise DependencyError("tokenizer_conf.bpe_model needs sentencepiece: pip install sentencepiece") from error
-        return sentencepiece.SentencePieceProcessor(model_file=str(self.bpe_model))
+        return _sentencepiece().SentencePieceProcessor(model_file=str(self.bpe_model))
 
 
 def read_units(path: str | Path) -> dict[str, int]:
@@ -159,17 +152,70 @@ def read_units(path: str | Path) -> dict[str, int]:
     return table
 
 
-def make_units(texts: Iterable[str], split_with_space: bool = False, min_count: int = 1) -> list[str]:
-    """The units of a corpus, specials first: ``<blank>``, ``<unk>``, ``<sos/eos>``, then by code point."""
+def split_mixed(text: str, pieces: Any) -> list[str]:
+    """Chinese characters, and sentence pieces of the upper-case words between them."""
+    parts = [part for part in CHINESE.split(text.upper()) if part.strip()]
+    return [u for part in parts for u in ([part] if CHINESE.fullmatch(part) else pieces.encode_as_pieces(part))]
+
+
+def train_pieces(texts: Iterable[str], size: int, path: str | Path) -> Any:
+    """Write a sentence piece model of (at most) ``size`` pieces for what is not Chinese in ``texts``; the loaded model.
+
+    Raises:
+        DataError: there are no such words, or ``size`` is below the number of letters.
+    """
+    parts = [part.strip() for text in texts for part in CHINESE.split(text.upper())]
+    words = [part for part in parts if part and not CHINESE.fullmatch(part)]
+    sentencepiece, written = _sentencepiece(), io.BytesIO()
+    limits = {
+        "vocab_size": size,
+        "hard_vocab_limit": False,
+        "input_sentence_size": 1_000_000,
+        "bos_id": -1,
+        "eos_id": -1,
+    }
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(words), model_writer=written, model_type="unigram", minloglevel=2, **limits
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1] if words else "no words in these texts"
+        raise DataError(f"{size} sentence pieces of {len(words)} texts: {reason}") from None
+    Path(path).write_bytes(written.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
+
+
+def make_units(
+    texts: Iterable[str], split_with_space: bool = False, min_count: int = 1, pieces: Any = None
+) -> list[str]:
+    """The units of a corpus, specials first: ``<blank>``, ``<unk>``, ``<sos/eos>``, then by code point.
+
+    Args:
+        texts: transcripts.
+        split_with_space: cut them at spaces; else into characters, or with
+        pieces: a sentence piece model, into Chinese characters and pieces.
+        min_count: rarer units are left out.
+    """
     counts: collections.Counter[str] = collections.Counter()
     for text in texts:
-        counts.update(text.split() if split_with_space else text.strip().replace(" ", SPACE))
+        if pieces is not None:
+            counts.update(split_mixed(text, pieces))
+        else:
+            counts.update(text.split() if split_with_space else text.strip().replace(" ", SPACE))
     return [BLANK, UNK, BOTH, *sorted(unit for unit, count in counts.items() if count >= min_count)]
 
 
 def write_units(units: Sequence[str], path: str | Path) -> None:
     """Write a table with these units in this order."""
     Path(path).write_text("".join(f"{unit} {i}\n" for i, unit in enumerate(units)), encoding="utf-8")
+
+
+def _sentencepiece() -> Any:
+    try:
+        import sentencepiece
+    except ImportError as error:
+        raise DependencyError("sentence pieces need sentencepiece: pip install sentencepiece") from error
+    return sentencepiece
 
 
 def _specials(table: Mapping[str, int]) -> dict[str, int]:

@@ -23,6 +23,15 @@ def test_a_directory_is_packed_and_its_statistics_computed(corpus, tokenizer, tm
     assert Features({"cmvn_file": str(tmp_path / "am.mvn")})(Pack(out).samples(0)).abs().mean() < 2
 
 
+def test_statistics_need_no_more_of_a_config_than_its_frontend(corpus, tokenizer, tmp_path):
+    out, config = tmp_path / "pack", tmp_path / "config.yaml"
+    assert pack(["--data", str(corpus), "--out", str(out), "--tokenizer", tokenizer, "--nj", "1"]) == 0
+    frontend = "frontend_conf: {lfr_m: 1, lfr_n: 1, cmvn_file: '???'}"
+    config.write_text(f"{frontend}\ntokenizer_conf: {{init: '???'}}\n")
+    assert cmvn(["--pack", str(out), "--config", str(config), "--out", str(tmp_path / "am.mvn")]) == 0
+    assert Features({"lfr_m": 1, "lfr_n": 1, "cmvn_file": str(tmp_path / "am.mvn")}).cmvn.shape == (2, 80)
+
+
 def test_mistakes_are_one_line_and_a_status(tokenizer, tmp_path, capsys):
     assert pack(["--data", str(tmp_path / "none"), "--out", str(tmp_path / "p"), "--tokenizer", tokenizer]) != 0
     assert "no such directory" in capsys.readouterr().err

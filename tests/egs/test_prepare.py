@@ -1,6 +1,7 @@
 """Stage 0 of each recipe, run as its run.sh runs it, on tiny corpora; and the espeak-ng behind the mini corpus."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 
 from funasr_mooer.data.audio import read_audio, write_wav
 from funasr_mooer.data.kaldi_dir import read_kaldi_dir
@@ -179,6 +181,14 @@ def test_fsdd_tests_are_the_same_for_any_seed_and_number_of_cores(digits, string
     assert here["train/text"][:200] != there["train/text"][:200]
 
 
+def test_fsdd_recordings_may_have_voices_of_their_own(digits, strings, tmp_path):
+    prepared("fsdd", "--corpus", digits, "--out", tmp_path, "--train-utts", 100, "--vary-voices")
+    here, there = contents(strings), contents(tmp_path)
+    assert all(here[name] == there[name] for name in here if "train" not in name)
+    first = read_kaldi_dir(tmp_path / "train").utterances[0]
+    assert first.duration_s != read_kaldi_dir(strings / "train").utterances[0].duration_s
+
+
 def test_fsdd_joins_the_strings_that_a_table_gives(speech_data, tmp_path):
     prepared("fsdd", "--corpus", speech_data / "fsdd", "--out", tmp_path, "--train-utts", 20)
     rows = (speech_data / "fsdd/test/strings.tsv").read_text().splitlines()[1:]
@@ -241,6 +251,81 @@ def test_aishell_elsewhere_says_what_the_corpus_is(tmp_path):
     done = prepare("aishell", "--corpus", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 1
     assert "data_aishell of OpenSLR 33" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------------------ librispeech
+
+
+@pytest.fixture
+def librispeech(tmp_path):
+    """One utterance in each part of LibriSpeech's layout; one training part only."""
+    parts = ("train-clean-100", "dev-clean", "dev-other", "test-clean", "test-other")
+    for number, part in enumerate(parts):
+        chapter = tmp_path / "LibriSpeech" / part / f"{100 + number}" / "121"
+        tone(chapter / f"{100 + number}-121-0000.flac", 0.3)
+        (chapter / f"{100 + number}-121.trans.txt").write_text(f"{100 + number}-121-0000 HE HOPED THERE WOULD BE\n")
+    return tmp_path / "LibriSpeech"
+
+
+def test_librispeech_has_its_parts_and_both_dev_parts_together(librispeech, tmp_path):
+    printed = prepared("librispeech", "--corpus", librispeech, "--out", tmp_path / "out")
+    assert "train        1 utts, 1 speakers | train-clean-100" in printed
+    assert len(read_kaldi_dir(tmp_path / "out/dev", max_bad=0)) == 2
+    (utterance,) = read_kaldi_dir(tmp_path / "out/test_other", max_bad=0)
+    assert (utterance.utt_id, utterance.speaker, utterance.lang) == ("104-121-0000", "104", "en")
+    assert utterance.texts == {"text": "HE HOPED THERE WOULD BE"}
+    assert len(read_audio(utterance.source)) == 4800
+
+
+def test_librispeech_names_what_is_missing(librispeech, tmp_path):
+    (librispeech / "dev-other/102/121/102-121-0000.flac").unlink()
+    done = prepare("librispeech", "--corpus", librispeech, "--out", tmp_path / "out")
+    assert "102-121.trans.txt:1: utt 102-121-0000 has no text or no 102-121-0000.flac" in done.stderr
+    assert "none of train-clean-100" in prepare("librispeech", "--corpus", tmp_path, "--out", tmp_path / "out").stderr
+
+
+# ------------------------------------------------------------------------------------------------------ wenetspeech
+
+
+@pytest.fixture
+def wenetspeech(tmp_path):
+    """Recordings of two segments in WenetSpeech's layout; the second training recording is in L alone."""
+    corpus, audios = tmp_path / "WenetSpeech", []
+    for kind, subsets in (("train/a", "SML"), ("train/b", "L"), ("dev/c", None), ("net/d", None), ("meeting/e", None)):
+        aid = f"Y_{kind[-1]}"
+        named = {"dev/c": "DEV", "net/d": "TEST_NET", "meeting/e": "TEST_MEETING"}
+        path = f"audio/{kind[:-2]}/B00000/{aid}.opus"
+        (corpus / path).parent.mkdir(parents=True, exist_ok=True)
+        soundfile.write(corpus / path, np.zeros(16000, np.float32), 16000, format="OGG", subtype="OPUS")
+        times = [(0.0, 0.4, "怎么样"), (0.5, 0.9, "不要害怕")]
+        segments = [
+            {"sid": f"{aid}_S{i}", "begin_time": t0, "end_time": t1, "confidence": 1.0, "text": text,
+             "subsets": list(subsets) if subsets else [named[kind]]}
+            for i, (t0, t1, text) in enumerate(times)
+        ]  # fmt: skip
+        audios.append({"aid": aid, "duration": 1.0, "path": path, "segments": segments})
+    (corpus / "WenetSpeech.json").write_text(json.dumps({"tag": "x", "audios": audios}, indent=1, ensure_ascii=False))
+    return corpus
+
+
+def test_wenetspeech_becomes_segments_of_the_chosen_subset(wenetspeech, tmp_path):
+    for subset, count in (("M", 2), ("L", 4)):
+        printed = prepared("wenetspeech", "--corpus", wenetspeech, "--out", tmp_path / subset, "--subset", subset)
+        assert f"train        {count} utts" in printed
+        assert len(read_kaldi_dir(tmp_path / subset / "train", max_bad=0)) == count
+    utterance = read_kaldi_dir(tmp_path / "M" / "test_net", max_bad=0).utterances[1]
+    assert (utterance.utt_id, utterance.start_s, utterance.end_s) == ("Y_d_S1", 0.5, 0.9)
+    assert utterance.texts == {"text": "不要害怕"}
+    assert len(read_audio(utterance.source)) == 16000
+
+
+def test_wenetspeech_stops_at_missing_recordings_and_a_cut_list(wenetspeech, tmp_path):
+    next(wenetspeech.rglob("Y_b.opus")).unlink()
+    done = prepare("wenetspeech", "--corpus", wenetspeech, "--out", tmp_path / "out")
+    assert "1 of 5 recordings are not there" in done.stderr
+    file = wenetspeech / "WenetSpeech.json"
+    file.write_text(file.read_text(encoding="utf-8")[:-40], encoding="utf-8")
+    assert "ends, or is no JSON" in prepare("wenetspeech", "--corpus", wenetspeech, "--out", tmp_path / "out").stderr
 
 
 # --------------------------------------------------------------------------------------------------------- TEMPLATE

@@ -50,6 +50,8 @@ if want 1 "work"; then py local/work.py --out "a b"; log "seed $seed"; fi
 
 def test_every_recipe_is_found():
     assert {"TEMPLATE/mooer", "aishell/mooer", "fsdd/mooer", "mini/mooer"} <= set(NAMES)
+    corpora = ("mini", "fsdd", "aishell", "librispeech", "wenetspeech")
+    assert {f"{corpus}/u2pp_moe" for corpus in corpora} <= set(NAMES)
 
 
 def test_shell_scripts_are_clean():
@@ -125,6 +127,15 @@ def test_an_unknown_flag_stops_with_its_name(recipe, flags):
 def test_a_flag_without_its_value_stops(toy):
     assert "--corpus needs a value" in run(toy, "--corpus").stderr
     assert "--stage 'two' is not a number" in run(toy, "--stage", "two").stderr
+
+
+def test_a_recipe_of_two_models_takes_one_of_them_and_no_third():
+    recipe = ROOT / "egs/fsdd/u2pp_moe/run.sh"
+    one = run(recipe, "--dry-run", "--models", "dense", "--dense-steps", "7").stdout
+    assert "exp/dense" in one
+    assert "++train_conf.max_steps=7" in one
+    assert "exp/moe" not in one
+    assert "name moe, dense or both" in run(recipe, "--dry-run", "--models", "mow").stderr
 
 
 def test_a_true_or_false_flag_needs_no_value(toy, tmp_path):

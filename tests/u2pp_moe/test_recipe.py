@@ -64,6 +64,18 @@ def test_from_texts_and_audio_to_a_model_that_decodes(tmp_path, data, prepared, 
         results = [json.loads(line) for line in (out / "result.jsonl").read_text().splitlines()]
         assert [result["key"] for result in results] == [f"utt{number}" for number in range(8)]
         assert "timestamp" in results[0]
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(
+        "rows: {full: {decoding_chunk_size: -1}, chunk4: {decoding_chunk_size: 4}}\n"
+        "columns: {greedy: {method: ctc_greedy_search}, rescoring: {method: attention_rescoring}}\n"
+    )
+    out = tmp_path / "swept"
+    swept = ["--model", model, "--data", data, "--out", str(out), "--device", "cpu", "--sweep", str(sweep)]
+    assert decode.main(swept) == 0
+    assert (out / "full.greedy/text").read_bytes() == (tmp_path / "decoded0/text").read_bytes()
+    facts = json.loads((out / "chunk4.rescoring/decode.json").read_text())
+    assert facts["settings"] == {"decoding_chunk_size": 4, "method": "attention_rescoring"}
+    assert facts["rtf"] > 0
     assert convert.main(["wenet", "--model", model, "--wenet", str(tmp_path / "wenet")]) == 0
     assert convert.main(["wenet", "--wenet", str(tmp_path / "wenet"), "--out", str(tmp_path / "again")]) == 0
     capsys.readouterr()

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from funasr_mooer.errors import CheckpointError, ConfigError, DataError
-from funasr_mooer.u2pp_moe.tokenizer import MooerUnitsTokenizer, make_units, write_units
+from funasr_mooer.u2pp_moe.tokenizer import MooerUnitsTokenizer, make_units, train_pieces, write_units
 
 
 def table(tmp_path, units, **conf):
@@ -62,6 +62,19 @@ def test_sentence_pieces(tmp_path):
     again = pickle.loads(pickle.dumps(tokenizer))
     assert again.encode("PLAY MUSIC") == tokenizer.encode("PLAY MUSIC")
     assert again.fingerprint == tokenizer.fingerprint
+
+
+def test_units_of_two_languages_are_characters_and_pieces(tmp_path):
+    pytest.importorskip("sentencepiece")
+    texts = ["turn on the light", "打开 客厅 的 灯 please", "turn off the light please"] * 4
+    pieces = train_pieces(texts, 40, tmp_path / "bpe.model")
+    write_units(make_units(texts, pieces=pieces), tmp_path / "units.txt")
+    tokenizer = MooerUnitsTokenizer(str(tmp_path))
+    assert tokenizer.decode(tokenizer.encode("turn on the light")) == "TURN ON THE LIGHT"
+    assert tokenizer.split("关灯")[1] == "灯"
+    assert tokenizer.unk_id not in tokenizer.encode("打开 the 灯")
+    with pytest.raises(DataError, match="no words in these texts"):
+        train_pieces(["打开"], 40, tmp_path / "bpe.model")
 
 
 def test_what_is_no_table_is_an_error(tmp_path):

@@ -39,6 +39,7 @@ FIXED_SEED = 2404  # of the dev and test strings
 LEVEL_RMS = 0.05  # -26 dB full scale; the speakers differ by 20 dB
 LEAD_S, TAIL_S, GAP_MS = 0.15, 0.1, (50, 200)
 SPEEDS_PERCENT = (85, 90, 95, 100, 105, 110, 115)  # of training strings
+VOICE_SPEEDS_PERCENT = (75, 80, 85, 90, 95, 100, 105, 110, 115, 120, 125, 130)  # of recordings, with --vary-voices
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,12 @@ class Recording:
 
 @dataclass(frozen=True)
 class String:
-    """Recordings to join: ``gaps_ms[i]`` of silence follow ``parts[i]``."""
+    """Recordings to join: ``gaps_ms[i]`` of silence follow ``parts[i]``, at ``speeds_percent[i]`` if that is given."""
 
     utt_id: str
     parts: tuple[Recording, ...]
     gaps_ms: tuple[int, ...]
-    speed_percent: int = 100
+    speeds_percent: tuple[int, ...] = ()
 
     @property
     def speaker(self) -> str:
@@ -74,7 +75,7 @@ class String:
 def main() -> None:
     args = parse_args()
     try:
-        for split, strings in plan(args.corpus, args.train_utts, args.seed).items():
+        for split, strings in plan(args.corpus, args.train_utts, args.seed, args.vary_voices).items():
             hours = write_split(args.out, split, strings, args.nj)
             words = sum(len(string.parts) for string in strings)
             print(f"{split:<12} {len(strings)} utts, {words} words, {hours:.2f} h", flush=True)
@@ -88,6 +89,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--corpus", type=Path, required=True, help="a clone of the corpus, or Kaldi directories")
     parser.add_argument("--out", type=Path, required=True, help="folder for the data directories")
     parser.add_argument("--train-utts", type=int, default=6000, help="training strings (%(default)s)")
+    parser.add_argument(
+        "--vary-voices", action="store_true", help="every training recording at a speed (and pitch) of its own"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the training strings (%(default)s)")
     parser.add_argument("--nj", type=int, default=os.cpu_count(), help="processes (%(default)s)")
     args = parser.parse_args()
@@ -96,7 +100,7 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def plan(corpus: Path, train_utts: int, seed: int) -> dict[str, list[String]]:
+def plan(corpus: Path, train_utts: int, seed: int, vary_voices: bool = False) -> dict[str, list[String]]:
     """The strings of every split: drawn for training, given by strings.tsv (else drawn with a fixed seed) for tests."""
     if (corpus / "recordings").is_dir():
         recordings = {split: original(corpus / "recordings", split) for split in SPEAKERS}
@@ -104,7 +108,8 @@ def plan(corpus: Path, train_utts: int, seed: int) -> dict[str, list[String]]:
         recordings = {split: kaldi(corpus, split) for split in SPEAKERS}
     else:
         raise DataError(f"--corpus {corpus}: neither recordings/ (a clone of the corpus) nor train/wav.scp is there")
-    strings = {"train": draw("train", list(recordings["train"].values()), train_utts, random.Random(seed), mix=0.5)}
+    train, rng = list(recordings["train"].values()), random.Random(seed)
+    strings = {"train": draw("train", train, train_utts, rng, mix=0.5, vary_voices=vary_voices)}
     for split, count in STRINGS.items():
         table = corpus / split / "strings.tsv"
         if table.is_file():
@@ -157,7 +162,14 @@ def given(table: Path, recordings: dict[str, Recording]) -> list[String]:
     return strings
 
 
-def draw(split: str, recordings: Sequence[Recording], count: int, rng: random.Random, mix: float = 0.0) -> list[String]:
+def draw(
+    split: str,
+    recordings: Sequence[Recording],
+    count: int,
+    rng: random.Random,
+    mix: float = 0.0,
+    vary_voices: bool = False,
+) -> list[String]:
     """Random strings of one speaker each, or with probability ``mix`` of many; training strings vary in speed."""
     by_speaker: dict[str, list[Recording]] = {}
     for recording in recordings:
@@ -170,9 +182,13 @@ def draw(split: str, recordings: Sequence[Recording], count: int, rng: random.Ra
             pools = [by_speaker[rng.choice(sorted(by_speaker))] for _ in range(length)]
         parts = tuple(rng.choice(pool) for pool in pools)
         gaps_ms = (*(rng.randint(*GAP_MS) for _ in parts[1:]), 0)
-        speed = rng.choice(SPEEDS_PERCENT) if split == "train" else 100
+        speeds: tuple[int, ...] = ()
+        if split == "train":
+            speeds = (rng.choice(SPEEDS_PERCENT),) * length
+        if vary_voices:
+            speeds = tuple(rng.choices(VOICE_SPEEDS_PERCENT, k=length))
         speaker = String("", parts, gaps_ms).speaker
-        strings.append(String(f"{speaker}-{split}-{i:05d}", parts, gaps_ms, speed))
+        strings.append(String(f"{speaker}-{split}-{i:05d}", parts, gaps_ms, speeds))
     return strings
 
 
@@ -210,8 +226,9 @@ def write(string: String, wav_dir: Path) -> float:
 def join(string: String) -> np.ndarray:
     """One string as float32 (N,) at 16000 Hz: every recording at the same level, silences between them."""
     pieces = [np.zeros(round(LEAD_S * SAMPLE_RATE), np.float32)]
-    for part, gap_ms in zip(string.parts, string.gaps_ms):
-        pieces.append(resample(load(part.file), string.speed_percent, 100))
+    speeds = string.speeds_percent or (100,) * len(string.parts)
+    for part, gap_ms, speed in zip(string.parts, string.gaps_ms, speeds):
+        pieces.append(resample(load(part.file), speed, 100))
         pieces.append(np.zeros(gap_ms * SAMPLE_RATE // 1000, np.float32))
     pieces.append(np.zeros(round(TAIL_S * SAMPLE_RATE), np.float32))
     return np.concatenate(pieces)
