@@ -98,6 +98,25 @@ def supports_bf16(device: torch.device) -> bool:
     return module.get_device_capability(device) > (2, 1)  # torch_musa: not the MTT S80 and older ones
 
 
+def has_grouped_gemm(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch multiplies groups of rows, whose sizes the host need not know, in one fast kernel.
+
+    That is CUDA of compute capability 9 and 10 in bfloat16. Elsewhere torch loops over the groups and waits for their sizes.
+    """
+    if device.type != "cuda" or dtype != torch.bfloat16 or not hasattr(torch.nn.functional, "grouped_mm"):
+        return False
+    return torch.cuda.get_device_capability(device)[0] in (9, 10)
+
+
+def packs_weights(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether products with weights in oneDNN's blocked layout are to be had: x86 CPUs, bfloat16 only where native."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and supports_bf16(device))
+
+
 def backend(kind: str) -> ModuleType:
     """torch's module for accelerators of ``kind``: ``torch.cuda`` or ``torch.musa``."""
     return getattr(torch, kind)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from funasr_mooer.device import has_grouped_gemm, packs_weights
 from funasr_mooer.errors import ConfigError
+from funasr_mooer.modules.expert_linear import PackedLinear, compute_dtype, grouped_linear, sorted_linear
+
+Linear = Callable[[int, Tensor, Tensor | None], Tensor]  # expert, rows, bias -> rows
 
 # Shapes: N frames, D model size, H inner size, E experts, K experts per frame.
 PARTS = {"w_1.weight": "w_1", "w_1.bias": "b_1", "w_2.weight": "w_2", "w_2.bias": "b_2"}  # WeNet's name: ours
@@ -31,6 +36,8 @@ class MoEFFN(nn.Module):
         top_k: K.
         dropout: on the experts' inner values.
         bias: whether the experts' linear layers have one.
+        pack: keep a second copy of the experts' weights for inference on a CPU, blocked as oneDNN wants them:
+            streams need two thirds of the time; training, and calls with many frames, make none.
 
     Raises:
         ConfigError: ``top_k`` is less than 1 or more than ``num_experts``.
@@ -45,6 +52,7 @@ class MoEFFN(nn.Module):
         top_k: int = 2,
         dropout: float = 0.0,
         bias: bool = True,
+        pack: bool = True,
     ):
         super().__init__()
         if not 1 <= top_k <= num_experts:
@@ -57,6 +65,8 @@ class MoEFFN(nn.Module):
         self.b_2 = nn.Parameter(torch.empty(num_experts, size)) if bias else None
         self.activation = act
         self.dropout = nn.Dropout(dropout)
+        self.pack = pack
+        self._packed: tuple[PackedLinear, PackedLinear] | None = None
         for weight, fan_in in ((self.w_1, size), (self.b_1, size), (self.w_2, hidden), (self.b_2, hidden)):
             if weight is not None:  # nn.Linear's own range, so that every expert starts as a dense layer would
                 nn.init.uniform_(weight, -1 / math.sqrt(fan_in), 1 / math.sqrt(fan_in))
@@ -66,9 +76,16 @@ class MoEFFN(nn.Module):
 
         With ``mask`` (B, T), True on speech, padding is neither routed nor computed, and its output is zero.
         """
+        if self._grouped(x):
+            return self._mix_on_device(x.reshape(-1, x.shape[-1]), None if mask is None else mask.flatten()).view_as(x)
         if mask is None:
             return self._mix(x.reshape(-1, x.shape[-1])).view_as(x)
-        return torch.zeros_like(x).masked_scatter(mask.unsqueeze(-1), self._mix(x[mask]))
+        mixed = self._mix(x[mask])
+        return mixed.new_zeros(x.shape).masked_scatter(mask.unsqueeze(-1), mixed)
+
+    def _grouped(self, x: Tensor) -> bool:
+        """Whether the device multiplies all experts' rows in one kernel, which wants sizes that are multiples of 8."""
+        return has_grouped_gemm(x.device, compute_dtype(x)) and not any(size % 8 for size in self.w_1.shape[1:])
 
     def route(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """(N, D) -> the chosen experts' numbers and weights, (N, K) each; weights sum to 1."""
@@ -76,36 +93,79 @@ class MoEFFN(nn.Module):
         return chosen, scores.softmax(dim=-1, dtype=torch.float32).to(frames.dtype)
 
     def _mix(self, frames: Tensor) -> Tensor:
+        """(N, D) -> (N, D). The host waits once, for the number of rows of each expert."""
         chosen, weights = self.route(frames)
         order = chosen.flatten().argsort(stable=True)  # (N * K,): calls sorted by expert
         counts = chosen.flatten().bincount(minlength=self.num_experts).tolist()
         calls = frames.repeat_interleave(self.top_k, dim=0)  # (N * K, D): frame 0 K times, frame 1 K times, ...
-        outputs = self._experts(_Permute.apply(calls, order), counts)
-        inverse = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        outputs = _Permute.apply(outputs, inverse).view(*chosen.shape, frames.shape[1])  # (N, K, D)
-        return (outputs * weights.unsqueeze(-1)).sum(dim=1)
+        calls = _Permute.apply(calls, order)
+        learns = torch.is_grad_enabled() and (frames.requires_grad or any(p.requires_grad for p in self.parameters()))
+        outputs = self._learn(calls, counts) if self.training or learns else self._infer(calls, counts)
+        return _weighted_sum(_Permute.apply(outputs, _inverse(order)), weights)
 
-    def _experts(self, calls: Tensor, counts: list[int]) -> Tensor:
-        """Each expert on its run of rows: ``counts[e]`` rows of the sorted ``calls`` (N * K, D)."""
+    def _mix_on_device(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        """As :meth:`_mix`, without the host ever waiting; ``mask`` (N,) is False on frames to leave out."""
+        chosen, weights = self.route(frames)
+        if mask is not None:
+            chosen = chosen.masked_fill(~mask.unsqueeze(1), self.num_experts)  # sorted behind all experts: padding
+        experts, order = chosen.flatten().sort(stable=True)
+        calls = _Permute.apply(frames.repeat_interleave(self.top_k, dim=0), order)
+        hidden = self.dropout(self.activation(grouped_linear(calls, self.w_1, self.b_1, experts)))
+        outputs = grouped_linear(hidden, self.w_2, self.b_2, experts)
+        return _weighted_sum(_Permute.apply(outputs, _inverse(order)), weights)
+
+    def _learn(self, calls: Tensor, counts: list[int]) -> Tensor:
+        """Each expert on its run of the sorted ``calls`` (N * K, D), with gradients."""
+        hidden = self.dropout(self.activation(sorted_linear(calls, self.w_1, self.b_1, counts)))
+        return sorted_linear(hidden, self.w_2, self.b_2, counts)
+
+    def _infer(self, calls: Tensor, counts: list[int]) -> Tensor:
+        """Likewise without gradients, expert by expert, so that inner values stay in the processor's cache."""
+        first, second = self._linears(compute_dtype(calls))
         nothing = [None] * self.num_experts
-        weights = zip(
-            self.w_1.unbind(),
-            nothing if self.b_1 is None else self.b_1.unbind(),
-            self.w_2.unbind(),
-            nothing if self.b_2 is None else self.b_2.unbind(),
-        )
-        outputs = []
-        for rows, (w_1, b_1, w_2, b_2) in zip(calls.split(counts), weights):
-            hidden = self.dropout(self.activation(F.linear(rows, w_1, b_1)))
-            outputs.append(F.linear(hidden, w_2, b_2))  # an expert without rows runs too: its gradient is zero
-        return torch.cat(outputs)
+        b_1, b_2 = nothing if self.b_1 is None else self.b_1, nothing if self.b_2 is None else self.b_2
+        outputs = [
+            second(e, self.activation(first(e, rows, b_1[e])), b_2[e])
+            for e, rows in enumerate(calls.split(counts))
+            if len(rows)
+        ]
+        return torch.cat(outputs) if outputs else calls
+
+    def _linears(self, dtype: torch.dtype) -> tuple[Linear, Linear]:
+        """The experts' two layers for inference, packed where that pays; see :class:`PackedLinear`."""
+        weights = (self.w_1, self.w_2)
+        if not self.pack or not packs_weights(self.w_1.device, dtype) or any(w.is_inference() for w in weights):
+            return _plain(self.w_1), _plain(self.w_2)
+        if self._packed is None or not all(packed.is_current(dtype) for packed in self._packed):
+            self._packed = tuple(PackedLinear(weight, dtype) for weight in weights)
+        return self._packed
+
+    def train(self, mode: bool = True) -> MoEFFN:
+        """As ``nn.Module.train``; training frees the packed weights."""
+        self._packed = None if mode else self._packed
+        return super().train(mode)
+
+    def _apply(self, *args):  # .to(), .half(), ...: the weights change
+        self._packed = None
+        return super()._apply(*args)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"_packed": None}  # blocked weights can neither be copied nor pickled
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         for theirs, ours in PARTS.items():
             keys = [f"{prefix}experts.{i}.{theirs}" for i in range(self.num_experts)]
             if all(key in state_dict for key in keys):
                 state_dict[prefix + ours] = torch.stack([state_dict.pop(key) for key in keys])
+        self._packed = None
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def pack_experts(model: nn.Module, pack: bool) -> None:
+    """Switch packed weights on or off in every :class:`MoEFFN` of a model; off frees them."""
+    for module in model.modules():
+        if isinstance(module, MoEFFN):
+            module.pack, module._packed = pack, None
 
 
 def wenet_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -118,6 +178,21 @@ def wenet_state_dict(model: nn.Module) -> dict[str, Tensor]:
                 for i, weight in enumerate(state.pop(prefix + ours, ())):
                     state[f"{prefix}experts.{i}.{theirs}"] = weight
     return state
+
+
+def _plain(weight: Tensor) -> Linear:
+    return lambda expert, rows, bias: F.linear(rows, weight[expert], bias)
+
+
+def _weighted_sum(outputs: Tensor, weights: Tensor) -> Tensor:
+    """(N * K, D), (N, K) -> (N, D)."""
+    N, K = weights.shape
+    return torch.bmm(weights.view(N, 1, K).to(outputs.dtype), outputs.view(N, K, outputs.shape[1])).squeeze(1)
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """The permutation that undoes ``order`` (R,)."""
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
 
 class _Permute(torch.autograd.Function):
