@@ -95,6 +95,16 @@ class Progress:
         left = self.seconds_left(step)
         log.info(" | ".join(shown + ([f"left {show_time(left)}"] if left is not None else [])))
 
+    def figures(self, step: int, shown: Mapping[str, float], details: Mapping[str, float]) -> None:
+        """One line with what the model tells of itself, such as ``expert_entropy``; the details on the boards alone."""
+        if not self.active or not shown:
+            return
+        self._write("model", step, shown)
+        for board in self.boards:
+            board.scalars(step, details)
+        words = [f"{name.replace('_', ' ')} {value:.2f}" for name, value in shown.items()]
+        log.info("%-12s %s", "model", " | ".join(words))
+
     def tick(self, step: int, loss: float) -> None:
         """Move the bar, if there is one."""
         if self.bar is not None:
