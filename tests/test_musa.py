@@ -316,6 +316,28 @@ def test_training_gives_the_losses_and_weights_of_the_cpu(on_cpu, on_musa):
     assert_same_weights(on_cpu / "last", on_musa / "last", **CLOSE)
 
 
+def test_features_made_on_the_device_are_those_of_the_workers(corpus):
+    from funasr_mooer.data.batch import Example, collate
+    from funasr_mooer.data.device_features import DeviceFeatures
+    from funasr_mooer.data.features import Features
+    from funasr_mooer.data.shards import Pack
+
+    pack, features = Pack(corpus[1]), Features({"lfr_m": 7, "lfr_n": 6})
+    examples = [Example(str(i), i, pack.samples(i), pack.tokens(i)) for i in range(12)]
+    made, shipped = (collate(examples, features, None, 0, on_device=flag) for flag in (False, True))
+    assert shipped.inputs["waves"].dtype == torch.int16
+    found = DeviceFeatures(features, devices.resolve("musa"))(shipped).inputs["feats"]
+    assert found.device.type == "musa"
+    torch.testing.assert_close(found.cpu(), made.inputs["feats"], atol=1e-3, rtol=0)  # log mel energies, up to 20
+
+
+@pytest.mark.slow
+def test_training_on_features_made_on_the_device_gives_the_weights_of_the_cpu(start, on_cpu):
+    status, exp = start("device-features", "auto", "++dataset_conf.features=device")
+    assert status == 0
+    assert_same_weights(on_cpu / "last", exp / "last", rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
 def test_a_stopped_run_goes_on_to_the_same_weights(start, on_musa):
     status, exp = start("resumed", "musa", "++train_conf.stages.1.steps=1")

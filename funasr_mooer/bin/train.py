@@ -86,12 +86,12 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
         model.compile_layers()
     prompt = getattr(model, "prompt", None)
     common = (model.features, model.tokenizer, prompt, model.audio_lengths)
-    pin = engine.device.type != "cpu"
+    place = {"pin_memory": engine.device.type != "cpu", "device": engine.device}
     by_language = hasattr(model, "name_languages")
-    loader = build_loader(dataset, args.train, *common, seed=conf.seed, pin_memory=pin, with_languages=by_language)
+    loader = build_loader(dataset, args.train, *common, seed=conf.seed, with_languages=by_language, **place)
     if by_language:
         model.name_languages(loader.corpus.languages)
-    dev = build_loader(dataset, args.dev, *common, training=False, pin_memory=pin) if args.dev else None
+    dev = build_loader(dataset, args.dev, *common, training=False, **place) if args.dev else None
     decode = None
     if conf.decode_utts and dev is not None:
         decode = DevSample(dev.corpus.packs, conf.decode_utts, conf.decoding)

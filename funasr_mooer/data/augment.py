@@ -57,6 +57,15 @@ class AugmentConf:
                 raise ConfigError(f"dataset_conf.augment.{name}={getattr(self, name)} must be 0 or more")
 
 
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What is done to the features of one utterance: hidden boxes, replaced spans, and how many frames are kept."""
+
+    boxes: list[Box]
+    spans: list[Span]
+    kept: int
+
+
 class Augment:
     """Applies an :class:`AugmentConf`; what happens to an utterance depends on (seed, epoch, utterance) only.
 
@@ -76,6 +85,7 @@ class Augment:
         self.tail_frames = round(conf.trim_ms / frame_ms)
         self.changes_waveforms = bool(conf.speed or conf.gain_db or conf.noise_snr_db)
         self.masks = bool(conf.freq_masks or conf.time_masks)
+        self.changes_features = self.masks or bool(conf.sub_spans or self.tail_frames)
 
     @property
     def rates(self) -> tuple[int, int]:
@@ -98,15 +108,20 @@ class Augment:
             x = x + np.float32(level) * rng.standard_normal(len(x), dtype=np.float32)
         return x
 
+    def changes(self, frames: int, epoch: int, utterance: int) -> Changes:
+        """What SpecAug, SpecSub and SpecTrim do to an utterance of so many stacked frames."""
+        given = (frames, epoch, utterance)
+        return Changes(self.boxes(*given), self.spans(*given), self.kept(*given))
+
     def change_(self, feats: Tensor, epoch: int, utterance: int) -> int:
-        """SpecAug, SpecSub and SpecTrim on normalised features (T, stack * num_bins), in place.
+        """Make these changes to normalised features (T, stack * num_bins), in place.
 
         Returns:
-            frames that stay; what is behind them is to be dropped.
+            frames that stay; those behind them are zero.
         """
-        self.mask_(feats, epoch, utterance)
-        replace_(feats, self.spans(len(feats), epoch, utterance))
-        return self.kept(len(feats), epoch, utterance)
+        changes = self.changes(len(feats), epoch, utterance)
+        change_(feats, changes, self.num_bins)
+        return changes.kept
 
     def boxes(self, frames: int, epoch: int, utterance: int) -> list[Box]:
         """What SpecAug hides of an utterance of so many stacked frames."""
@@ -150,6 +165,13 @@ class Augment:
         fast = samples * SAMPLE_RATE // self.rates[1]
         tail = int(self.conf.trim_ms * SAMPLE_RATE / 1000)
         return fast - np.minimum(tail, fast // 2)
+
+
+def change_(feats: Tensor, changes: Changes, num_bins: int) -> None:
+    """Make changes to normalised features (T, stack * num_bins), in place; what is not kept becomes zero."""
+    hide_(feats, changes.boxes, num_bins)
+    replace_(feats, changes.spans)
+    feats[changes.kept :] = 0
 
 
 def hide_(feats: Tensor, boxes: Sequence[Box], num_bins: int) -> None:

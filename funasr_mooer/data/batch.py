@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from funasr_mooer.config import suggest
-from funasr_mooer.data.audio import SAMPLE_RATE
-from funasr_mooer.data.augment import Augment
+from funasr_mooer.data.audio import SAMPLE_RATE, to_float
+from funasr_mooer.data.augment import Augment, Changes, change_
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.modules.splice import IGNORE_INDEX
@@ -46,6 +46,7 @@ class Batch:
         padded_frames: feature frames with padding.
         utt_ids: a name per row.
         tasks: a task per row; empty for CTC.
+        changes: what is still to be done to the features of each row, where a device will make them.
         bad: utterances that could not be loaded, with the reason; neighbours took their places.
     """
 
@@ -56,6 +57,7 @@ class Batch:
     padded_frames: int
     utt_ids: list[str]
     tasks: list[str] = dataclasses.field(default_factory=list)
+    changes: list[Changes] = dataclasses.field(default_factory=list)
     bad: list[str] = dataclasses.field(default_factory=list)
 
     def pin_memory(self) -> Batch:
@@ -129,6 +131,7 @@ def collate(
     augment: Augment | None = None,
     multiple: int = 1,
     packed: bool = False,
+    on_device: bool = False,
 ) -> Batch:
     """Examples -> batch for MooER, or for MooerCTC when ``prompt`` is None.
 
@@ -144,19 +147,26 @@ def collate(
         epoch: for augmentation.
         augment: None leaves audio as it is.
         multiple: T and L are rounded up to a multiple of this.
+        on_device: waves (B, N) and wave_lengths (B,) in place of feats, for :mod:`funasr_mooer.data.device_features`.
         packed: put all rows of tokens into one, (1, L), with ``segments`` (1, L) that count its utterances from 1.
     """
     waves = [e.waveform if augment is None else augment.waveform(e.waveform, epoch, e.utterance) for e in examples]
-    feats, lengths = features.batch(waves, multiple)
-    if augment is not None:
-        for number, (length, example) in enumerate(zip(lengths.tolist(), examples)):
-            lengths[number] = kept = augment.change_(feats[number, :length], epoch, example.utterance)
-            feats[number, kept:] = 0
-        feats = feats[:, : -(-int(lengths.max()) // multiple) * multiple]
+    lengths, changes = [features.num_frames(len(x)) for x in waves], []
+    if augment is not None and augment.changes_features:
+        changes = [augment.changes(n, epoch, e.utterance) for n, e in zip(lengths, examples)]
+        lengths = [each.kept for each in changes]
+    longest = -(-max(lengths) // multiple) * multiple
+    if on_device:
+        audio = pad_waves(waves)
+    else:
+        feats = features.batch(waves, multiple)[0]
+        for row, each in zip(feats, changes):
+            change_(row, each, features.conf.n_mels)
+        audio = {"feats": feats[:, :longest]}
     transcripts = [example.tokens.get(TRANSCRIPT, ()) for example in examples]
     inputs = {
-        "feats": feats,
-        "feat_lengths": lengths,
+        **audio,
+        "feat_lengths": torch.tensor(lengths),
         "transcript_ids": pad_rows(transcripts, pad_id),
         "transcript_lengths": torch.tensor([len(ids) for ids in transcripts]),
     }
@@ -173,10 +183,11 @@ def collate(
         inputs=inputs,
         weight=weight,
         audio_s=sum(map(len, waves)) / SAMPLE_RATE,
-        frames=int(lengths.sum()),
-        padded_frames=feats.shape[0] * feats.shape[1],
+        frames=sum(lengths),
+        padded_frames=longest * len(waves),
         utt_ids=[example.utt_id for example in examples],
         tasks=[example.task for example in examples if example.task],
+        changes=changes if on_device else [],
     )
 
 
@@ -196,6 +207,16 @@ def one_row(rows: Mapping[str, Tensor]) -> dict[str, Tensor]:
     tokens = rows["attention_mask"]  # (B, L)
     packed = {name: row[tokens][None] for name, row in rows.items()}
     return {**packed, "segments": torch.arange(1, len(tokens) + 1)[:, None].expand_as(tokens)[tokens][None]}
+
+
+def pad_waves(waves: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """``waves`` (B, N), int16 if all of them are, else float32 in [-1, 1); and ``wave_lengths`` (B,) int64."""
+    kind = np.int16 if all(x.dtype == np.int16 for x in waves) else np.float32
+    padded = np.empty((len(waves), max(map(len, waves))), kind)
+    for row, x in zip(padded, waves):
+        row[: len(x)] = x if kind is np.int16 else to_float(x)
+        row[len(x) :] = 0
+    return {"waves": torch.from_numpy(padded), "wave_lengths": torch.tensor([len(x) for x in waves])}
 
 
 def pad_rows(rows: Sequence[Sequence[int] | np.ndarray], value: int, multiple: int = 1) -> Tensor:

@@ -53,6 +53,10 @@ class MooerDataset(torch.utils.data.Dataset):
             raise ConfigError("MooerDataset needs a tokenizer; for statistics use python -m funasr_mooer.bin.cmvn")
         packs = path.split(",") if isinstance(path, str) else list(path)
         conf = section(DatasetConf, _plain(dataset_conf), "dataset_conf")
+        if conf.features != "worker":
+            raise ConfigError(
+                f"dataset_conf.features={conf.features}: FunASR's trainer knows no such thing; use worker"
+            )
         features = frontend if isinstance(frontend, Features) else Features(*_settings(frontend))
         self.corpus = Corpus(conf, packs, features, tokenizer, prompt, seed, is_training)
         self.sampler: TokenBudgetSampler = build_sampler(self.corpus, audio_lengths, seed)

@@ -13,6 +13,7 @@ import torch
 from funasr_mooer.data.audio import SAMPLE_RATE
 from funasr_mooer.data.augment import Augment, AugmentConf
 from funasr_mooer.data.batch import TRANSCRIPT, Batch, Example, Prompt, TaskDraw, collate
+from funasr_mooer.data.device_features import DeviceFeatures
 from funasr_mooer.data.features import Features
 from funasr_mooer.data.kaldi_dir import check_problems
 from funasr_mooer.data.pack_format import Tokenizer
@@ -46,6 +47,8 @@ class DatasetConf:
         weights: of each pack, in the order given: 2 shows its utterances twice per epoch, 0.5 half of them; None: all 1.
         length_multiple: padded lengths are multiples of this, so that few shapes occur; CPU kernels like 8 or 16.
         augment: see :class:`~funasr_mooer.data.augment.AugmentConf`.
+        features: who makes them: ``worker``; or ``device``, where workers ship 16-bit samples and the model's device makes
+            the features of a whole batch, which leaves the CPU almost nothing to do.
         num_workers: processes that load; 0 loads in the training process.
         prefetch: batches that each of them keeps ready.
         max_bad: stop when more than this fraction of the utterances cannot be loaded.
@@ -66,6 +69,7 @@ class DatasetConf:
     weights: list[float] | None = None
     length_multiple: int = 1
     augment: AugmentConf = dataclasses.field(default_factory=AugmentConf)
+    features: str = "worker"
     num_workers: int = 2
     prefetch: int = 4
     max_bad: float = 0.01
@@ -76,6 +80,8 @@ class DatasetConf:
     def __post_init__(self) -> None:
         if self.budget_unit not in ("auto", "positions", "frames"):
             raise ConfigError(f"dataset_conf.budget_unit={self.budget_unit}; use auto, positions or frames")
+        if self.features not in ("worker", "device"):
+            raise ConfigError(f"dataset_conf.features={self.features}; use worker or device")
         if self.packing and self.budget_unit == "frames":
             raise ConfigError("dataset_conf.packing: a row is filled with positions; set budget_unit: positions")
 
@@ -148,6 +154,7 @@ class Corpus(torch.utils.data.Dataset):
             self.augment,
             self.conf.length_multiple,
             self.conf.packing,
+            self.conf.features == "device",
         )
         batch.bad = bad
         return batch
@@ -259,11 +266,21 @@ class Loader:
         corpus: makes the batches.
         sampler: says which.
         pin_memory: put batches in page-locked memory (for accelerators).
+        device: makes the features, with ``dataset_conf.features: device``; None is the CPU.
     """
 
-    def __init__(self, corpus: Corpus, sampler: TokenBudgetSampler, pin_memory: bool = False):
+    def __init__(
+        self,
+        corpus: Corpus,
+        sampler: TokenBudgetSampler,
+        pin_memory: bool = False,
+        device: torch.device | None = None,
+    ):
         self.corpus, self.sampler = corpus, sampler
         self.bad: dict[str, None] = {}  # an ordered set
+        self.on_device = None
+        if corpus.conf.features == "device":
+            self.on_device = DeviceFeatures(corpus.features, device or torch.device("cpu"))
         workers = corpus.conf.num_workers
         self._requests = _Requests(sampler)
         self._loader = torch.utils.data.DataLoader(
@@ -306,7 +323,7 @@ class Loader:
                     self.bad[name] = None
             if batch.bad:
                 check_problems(list(self.bad), len(self.sampler), self.corpus.conf.max_bad, "loading")
-            yield batch
+            yield batch if self.on_device is None else self.on_device(batch)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.epoch()
@@ -339,6 +356,7 @@ def build_loader(
     training: bool = True,
     pin_memory: bool = False,
     with_languages: bool = False,
+    device: torch.device | None = None,
 ) -> Loader:
     """Everything between packs and the training loop, in one call.
 
@@ -353,13 +371,14 @@ def build_loader(
         training: False: no augmentation, no shuffling, every utterance once (validation).
         pin_memory: for accelerators.
         with_languages: batches say the language of each utterance; see :class:`Corpus`.
+        device: where the model is; makes features if ``conf.features`` says so.
 
     Raises:
         DataError: a folder that is not a pack, or was packed with another tokenizer.
         ConfigError: settings that leave nothing to train on.
     """
     corpus = Corpus(conf, packs, features, tokenizer, prompt, seed, training, with_languages)
-    return Loader(corpus, build_sampler(corpus, audio_lengths, seed), pin_memory)
+    return Loader(corpus, build_sampler(corpus, audio_lengths, seed), pin_memory, device)
 
 
 def build_sampler(corpus: Corpus, audio_lengths: Lengths | None, seed: int = 0) -> TokenBudgetSampler:

@@ -151,6 +151,38 @@ def test_training_continues_in_the_middle_of_an_epoch_exactly(load, workers):
         same(a, b)
 
 
+@pytest.mark.parametrize(
+    "augment",
+    [
+        {},
+        {"freq_masks": 2, "time_masks": 2, "sub_spans": 2, "trim_ms": 300},
+        {"speed": [0.9, 1.1], "gain_db": 3, "noise_snr_db": [5, 20], "time_masks": 1},
+    ],
+)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_features_made_on_the_device_are_those_of_the_workers(load, augment, workers):
+    batches = [
+        list(load(augment=augment, features=where, num_workers=workers, length_multiple=8).epoch(1))
+        for where in ("worker", "device")
+    ]
+    for a, b in zip(*batches, strict=True):
+        assert set(a.inputs) == set(b.inputs)
+        assert (a.utt_ids, a.tasks, a.frames, a.padded_frames) == (b.utt_ids, b.tasks, b.frames, b.padded_frames)
+        torch.testing.assert_close(a.inputs["feats"], b.inputs["feats"], atol=1e-4, rtol=0)
+        assert ((a.inputs["feats"] == 0) == (b.inputs["feats"] == 0)).all()
+        for name in set(a.inputs) - {"feats"}:
+            assert torch.equal(a.inputs[name], b.inputs[name]), name
+
+
+def test_workers_ship_16_bit_samples_when_a_device_makes_the_features(load):
+    plain, changed = load(features="device"), load(features="device", augment={"gain_db": 3})
+    indices = next(plain.sampler.batches(0))
+    batch = plain.corpus[0, indices]
+    assert batch.inputs["waves"].dtype == torch.int16
+    assert batch.audio_s == batch.inputs["wave_lengths"].sum() / 16000
+    assert changed.corpus[0, indices].inputs["waves"].dtype == torch.float32
+
+
 def test_ranks_share_the_epoch_and_the_world_may_change(load):
     loader = load()
     first = [b for rank in range(2) for b in list(loader.epoch(0, 0, rank, 2))[:2]]
@@ -218,6 +250,8 @@ def test_costs_are_the_positions_of_the_longest_possible_row(fakes, pack_dir):
 def test_doors(fakes, pack_dir, load):
     with pytest.raises(ConfigError, match=r"budget_unit=tokens; use auto"):
         conf(budget_unit="tokens")
+    with pytest.raises(ConfigError, match=r"features=gpu; use worker or device"):
+        conf(features="gpu")
     with pytest.raises(ConfigError, match="unknown key; did you mean 'freq_masks'"):
         conf(augment={"freq_mask": 2})
     with pytest.raises(ConfigError, match="no packs"):

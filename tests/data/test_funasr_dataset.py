@@ -92,3 +92,5 @@ def test_missing_pieces_are_named(fakes, pack_dir):
         MooerDataset(str(pack_dir), tokenizer=None)
     with pytest.raises(ConfigError, match="did you mean 'budget'"):
         MooerDataset(str(pack_dir), tokenizer=fakes.Tokenizer(), budgett=3)
+    with pytest.raises(ConfigError, match="features=device: FunASR's trainer .* use worker"):
+        MooerDataset(str(pack_dir), tokenizer=fakes.Tokenizer(), features="device")
