@@ -49,6 +49,8 @@ class LoRAConf:
 class LoRAQwenDecoder(nn.Module):
     """A causal LLM of transformers (Qwen2, Qwen2.5, Qwen3, ...) that reads embeddings, with LoRA or without.
 
+    Made under ``torch.device("meta")`` it has sizes only: of the folder nothing but ``config.json`` is read.
+
     Args:
         init: folder of the base model, weights included.
         lora: the ``lora`` section; None for the base model alone.
@@ -78,10 +80,13 @@ class LoRAQwenDecoder(nn.Module):
         self.init, self.attention, self.max_logits = Path(init), attention, logits_mib * 2**20 // 4
         self.lora = None if lora is None else section(LoRAConf, lora, "llm_conf.lora")
         self.model = _load_base(self.init, DTYPES[dtype], attentions.kernel(attention))
-        self.fingerprint = weights.fingerprint(self.init)
-        weights.check_fingerprint(self.init, fingerprint, "llm_conf.fingerprint")
+        self.fingerprint = None
+        if not self.embedding.weight.is_meta:
+            self.fingerprint = weights.fingerprint(self.init)
+            weights.check_fingerprint(self.init, fingerprint, "llm_conf.fingerprint")
         if self.lora is not None:
             self._add_lora()
+        self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
             self.model.enable_input_require_grads()
@@ -96,6 +101,21 @@ class LoRAQwenDecoder(nn.Module):
     def hidden_size(self) -> int:
         """Size of one embedding, D_llm."""
         return self.embedding.weight.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """Logits of a position, V."""
+        return self.model.get_output_embeddings().out_features
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The layers between embeddings and output head."""
+        return self._backbone.layers
+
+    @property
+    def rotary_embedding(self) -> nn.Module:
+        """What turns positions into rotations."""
+        return self._backbone.rotary_emb
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """(B, L) -> (B, L, D_llm); ids below 0 (audio placeholders) get the embedding of id 0."""
@@ -139,7 +159,7 @@ class LoRAQwenDecoder(nn.Module):
 
         Decoding runs what is not compiled yet as it is (see :func:`funasr_mooer.train.validate.validate`).
         """
-        for layer in self._backbone.layers:
+        for layer in self.layers:
             layer.compile(dynamic=True)
 
     @contextlib.contextmanager
@@ -280,7 +300,7 @@ class LoRAQwenDecoder(nn.Module):
 
 def _load_base(folder: Path, dtype: torch.dtype, attention: str) -> nn.Module:
     """The causal LM of a folder, every weight read from it."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.utils import logging as transformers_logging
 
     if not sys.stderr.isatty():
@@ -290,6 +310,9 @@ def _load_base(folder: Path, dtype: torch.dtype, attention: str) -> nn.Module:
             f"llm_conf.init: {folder} is not the folder of an LLM (no config.json); "
             "download the base model there, or give its folder with ++llm_conf.init=DIR"
         )
+    if torch.get_default_device().type == "meta":
+        sizes = AutoConfig.from_pretrained(str(folder), local_files_only=True)
+        return AutoModelForCausalLM.from_config(sizes, dtype=dtype, attn_implementation=attention)
     try:
         model, info = AutoModelForCausalLM.from_pretrained(
             str(folder), dtype=dtype, attn_implementation=attention, local_files_only=True, output_loading_info=True
