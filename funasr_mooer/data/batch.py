@@ -111,11 +111,11 @@ class TaskDraw:
             raise ConfigError("dataset_conf.tasks: give at least one task a weight above 0")
         self.prompt, self.seed = prompt, seed
 
-    def possible(self, fields: Sequence[str]) -> list[str]:
+    def possible(self, fields: Mapping | Sequence[str]) -> list[str]:
         """Tasks that an utterance with these fields can be given."""
-        return [task for task in self.prompt.tasks_for(list(fields)) if task in self.weights]
+        return [task for task in self.prompt.tasks_for(fields) if task in self.weights]
 
-    def __call__(self, fields: Sequence[str], epoch: int, utterance: int) -> str:
+    def __call__(self, fields: Mapping | Sequence[str], epoch: int, utterance: int) -> str:
         """The task of one utterance in one epoch."""
         tasks = self.possible(fields)
         edges = np.cumsum([self.weights[task] for task in tasks])

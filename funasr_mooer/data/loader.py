@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -13,19 +15,18 @@ import torch
 from funasr_mooer.data.audio import SAMPLE_RATE
 from funasr_mooer.data.augment import Augment, AugmentConf
 from funasr_mooer.data.batch import TRANSCRIPT, Batch, Example, Prompt, TaskDraw, collate
+from funasr_mooer.data.costs import CorpusCosts, Lengths, PackCosts
 from funasr_mooer.data.device_features import DeviceFeatures
 from funasr_mooer.data.features import Features
 from funasr_mooer.data.kaldi_dir import check_problems
+from funasr_mooer.data.mix import CorpusConf, mix, shares
 from funasr_mooer.data.pack_format import Tokenizer
-from funasr_mooer.data.sampler import TokenBudgetSampler
+from funasr_mooer.data.sampler import NAMED, TokenBudgetSampler
 from funasr_mooer.data.shards import Pack
 from funasr_mooer.errors import ConfigError, DataError
 
 SUBSTITUTES = 20  # neighbours tried in place of an utterance that cannot be loaded
-NAMED = 3  # skipped utterances named in the log
 logger = logging.getLogger(__name__)
-
-Lengths = Callable[[np.ndarray], np.ndarray]  # samples (n,) -> audio embeddings (n,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ class DatasetConf:
         ascending_epochs: epochs at the start that go from the shortest batches to the longest; 1 helps CTC from nothing.
         min_duration_s: shorter utterances are left out.
         max_duration_s: longer utterances are left out; MooER was trained on up to 20 s.
-        weights: of each pack, in the order given: 2 shows its utterances twice per epoch, 0.5 half of them; None: all 1.
+        corpora: how often packs are shown and with which tasks; see :class:`~funasr_mooer.data.mix.CorpusConf`.
         length_multiple: padded lengths are multiples of this, so that few shapes occur; CPU kernels like 8 or 16.
         augment: see :class:`~funasr_mooer.data.augment.AugmentConf`.
         features: who makes them: ``worker``; or ``device``, where workers ship 16-bit samples and the model's device makes
@@ -66,7 +67,7 @@ class DatasetConf:
     ascending_epochs: int = 0
     min_duration_s: float = 0.1
     max_duration_s: float = 40.0
-    weights: list[float] | None = None
+    corpora: Mapping | None = None
     length_multiple: int = 1
     augment: AugmentConf = dataclasses.field(default_factory=AugmentConf)
     features: str = "worker"
@@ -126,11 +127,11 @@ class Corpus(torch.utils.data.Dataset):
         self.packs = [pack if isinstance(pack, Pack) else Pack(pack) for pack in packs]
         for pack in self.packs:
             pack.check_tokenizer(tokenizer)
-        if conf.weights is not None and training and len(conf.weights) != len(packs):
-            raise ConfigError(f"dataset_conf.weights: {len(conf.weights)} weights for {len(packs)} packs")
         self.pad_id = tokenizer.pad_id
-        self.ends = np.cumsum([len(pack) for pack in self.packs])
-        self.draw = None if prompt is None else TaskDraw(prompt, conf.tasks, seed)
+        self.ends = list(itertools.accumulate(map(len, self.packs)))
+        self.mix = mix(conf.corpora, [pack.path for pack in self.packs]) if training else [CorpusConf()] * len(packs)
+        tasks = [each.tasks or conf.tasks for each in self.mix]
+        self.draws = [None if prompt is None else TaskDraw(prompt, weights, seed) for weights in tasks]
         self.augment = None
         if training:
             self.augment = Augment(conf.augment, seed, features.conf.n_mels, features.frame_ms)
@@ -138,7 +139,7 @@ class Corpus(torch.utils.data.Dataset):
         self.languages = ["", *sorted({lang for pack in self.packs for lang in pack.langs if lang})]
 
     def __len__(self) -> int:
-        return int(self.ends[-1])
+        return self.ends[-1]
 
     def __getitem__(self, request: tuple[int, np.ndarray]) -> Batch:
         """The batch of ``(epoch, utterance indices)``; a bad utterance is named in it and a neighbour takes its place."""
@@ -161,73 +162,40 @@ class Corpus(torch.utils.data.Dataset):
 
     def utt_id(self, index: int) -> str:
         """Name of an utterance."""
-        pack, i = self._locate(index)
-        return pack.utt_id(i)
+        number, i = self._locate(index)
+        return self.packs[number].utt_id(i)
 
     def tokens(self, index: int) -> dict[str, np.ndarray]:
         """Field -> token ids of an utterance."""
-        pack, i = self._locate(index)
-        return pack.tokens(i)
+        number, i = self._locate(index)
+        return self.packs[number].tokens(i)
 
     def samples(self) -> np.ndarray:
         """(n,) samples of every utterance at 16 kHz, int64."""
         return np.concatenate([pack.records["samples"] for pack in self.packs]).astype(np.int64)
 
-    def costs(self, audio_lengths: Lengths | None) -> np.ndarray:
-        """(n,) what each utterance costs of the budget; 0 for those that are not trained on.
-
-        With augmentation, the longest that an utterance can become counts.
-        """
-        samples = self.samples()
-        slowest = self.augment.rates[0] if self.augment else SAMPLE_RATE
-        longest = -(-samples * SAMPLE_RATE // slowest)
-        unit = self.conf.budget_unit
-        if unit == "positions" or (unit == "auto" and self.prompt is not None):
-            if audio_lengths is None or self.prompt is None:
-                raise ConfigError("dataset_conf.budget_unit=positions needs a model with an LLM; use frames")
-            costs = np.asarray(audio_lengths(longest)) + self._row_lengths()
-        else:
-            costs = np.asarray(self.features.num_frames(longest))
-        shortest = self.augment.shortest(samples) if self.augment else samples
-        heard = np.asarray(self.features.num_frames(shortest) if audio_lengths is None else audio_lengths(shortest)) > 0
-        seconds = samples / SAMPLE_RATE
-        inside = (seconds >= self.conf.min_duration_s) & (seconds <= self.conf.max_duration_s)
-        return np.where(heard & inside & self._has_answer(), costs, 0)
-
-    def _has_answer(self) -> np.ndarray:
-        """(n,) whether an utterance has the text of at least one task (for CTC: a transcript)."""
-        return np.concatenate([_by_fields(pack, self._answerable)[pack.records["fields"]] for pack in self.packs])
-
-    def _answerable(self, fields: list[str]) -> bool:
-        return TRANSCRIPT in fields if self.draw is None else bool(self.draw.possible(fields))
-
-    def _row_lengths(self) -> np.ndarray:
-        """(n,) tokens of the longest row, over the tasks that an utterance may get."""
-        return np.concatenate(
-            [np.max([self._task_lengths(pack, task) for task in self.draw.weights], axis=0) for pack in self.packs]
+    def costs(self, audio_lengths: Lengths | None) -> CorpusCosts:
+        """What each utterance costs of the budget; 0 for those that are not trained on."""
+        given = (self.conf, self.features, self.prompt)
+        return CorpusCosts(
+            [
+                PackCosts(pack, *given, draw, self.augment, audio_lengths)
+                for pack, draw in zip(self.packs, self.draws, strict=True)
+            ]
         )
 
-    def _task_lengths(self, pack: Pack, task: str) -> np.ndarray:
-        """(n,) tokens of a row of one task, 0 where an utterance cannot get it."""
-        possible = _by_fields(pack, lambda fields: task in self.draw.possible(fields))
-        if not possible.any():
-            return np.zeros(len(pack), np.int64)
-        counts = pack.token_counts()
-        needs = [f for f in pack.fields if task not in self.draw.possible([g for g in pack.fields if g != f])]
-        around = len(self.prompt.ids(task)) - 1 + len(self.prompt.answer_ids(task, {field: [] for field in needs}))
-        lengths = around + sum(counts[field].astype(np.int64) for field in needs)
-        return np.where(possible[pack.records["fields"]], lengths, 0)
-
-    def _locate(self, index: int) -> tuple[Pack, int]:
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        return self.packs[number], index - (int(self.ends[number - 1]) if number else 0)
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Number of the pack, and of the utterance in it."""
+        number = bisect.bisect_right(self.ends, index)
+        return number, index - (self.ends[number - 1] if number else 0)
 
     def _load(self, index: int, epoch: int) -> Example:
-        pack, i = self._locate(index)
+        number, i = self._locate(index)
+        pack, draw = self.packs[number], self.draws[number]
         tokens = pack.tokens(i)
-        if not self._answerable(list(tokens)):
+        if not (TRANSCRIPT in tokens if draw is None else draw.possible(tokens)):
             raise DataError("has no text for any task")
-        task = "" if self.draw is None else self.draw(list(tokens), epoch, index)
+        task = "" if draw is None else draw(tokens, epoch, index)
         language = self.languages.index(pack.lang(i)) if self.with_languages else None
         return Example(pack.utt_id(i), index, pack.samples(i), tokens, task, language)
 
@@ -237,7 +205,8 @@ class Corpus(torch.utils.data.Dataset):
             return self._load(index, epoch)
         except DataError as error:
             bad.append(f"utterance {index}: {error}")
-        pack, i = self._locate(index)
+        number, i = self._locate(index)
+        pack = self.packs[number]
         limit, count = pack.records["samples"][i], len(pack)
         for step in range(1, count):
             j = (i + step) % count
@@ -249,14 +218,6 @@ class Corpus(torch.utils.data.Dataset):
             if len(bad) > SUBSTITUTES:
                 break
         raise DataError(f"{pack.path}: {bad[0]}; and no utterance could take its place")
-
-
-def _by_fields(pack: Pack, judge: Callable[[list[str]], bool]) -> np.ndarray:
-    """``judge(fields)`` for each value that ``fields`` of a record can have, (256,) bool."""
-    table = np.zeros(256, bool)
-    for bits in range(1 << len(pack.fields)):
-        table[bits] = judge([field for bit, field in enumerate(pack.fields) if bits >> bit & 1])
-    return table
 
 
 class Loader:
@@ -383,32 +344,35 @@ def build_loader(
 
 def build_sampler(corpus: Corpus, audio_lengths: Lengths | None, seed: int = 0) -> TokenBudgetSampler:
     """The order of a corpus; logs what is left out and why."""
-    conf, costs = corpus.conf, corpus.costs(audio_lengths)
-    _log_skipped(corpus, costs)
-    weights = conf.weights if corpus.training and conf.weights else [1.0] * len(corpus.packs)
-    return TokenBudgetSampler(
-        costs,
+    conf = corpus.conf
+    sampler = TokenBudgetSampler(
+        corpus.costs(audio_lengths),
         conf.budget,
         conf.window,
         conf.max_utts,
         seed,
-        groups=[(len(pack), weight) for pack, weight in zip(corpus.packs, weights)],
+        groups=[(len(pack), each.weight) for pack, each in zip(corpus.packs, corpus.mix)],
         length_multiple=1 if conf.packing else conf.length_multiple,
         shuffle=corpus.training,
         ascending_epochs=conf.ascending_epochs,
         packed=conf.packing,
     )
+    _log(corpus, sampler)
+    return sampler
 
 
-def _log_skipped(corpus: Corpus, costs: np.ndarray) -> None:
-    skipped = np.flatnonzero(costs <= 0)
-    hours = corpus.samples()[costs > 0].sum() / SAMPLE_RATE / 3600
-    line = f"{'data':12} {'train' if corpus.training else 'dev'} {len(costs) - len(skipped)} utts, {hours:.2f} h"
-    if len(skipped):
-        names = ", ".join(corpus.utt_id(int(i)) for i in skipped[:NAMED])
-        conf = corpus.conf
+def _log(corpus: Corpus, sampler: TokenBudgetSampler) -> None:
+    """What an epoch holds, and what is left out and why."""
+    hours, conf = [pack.hours for pack in corpus.packs], corpus.conf
+    line = f"{'data':12} {'train' if corpus.training else 'dev'} {len(sampler)} utts of {sum(hours):.2f} h"
+    if sampler.left_out:
+        names = ", ".join(map(corpus.utt_id, sampler.left_out_first))
         line += (
-            f" | skipped {len(skipped)} (outside {conf.min_duration_s:g}-{conf.max_duration_s:g} s, too short to be heard, "
-            f"or without text for any task): {names}{', ...' if len(skipped) > NAMED else ''}"
+            f" | skipped {sampler.left_out} (outside {conf.min_duration_s:g}-{conf.max_duration_s:g} s, too short to be "
+            f"heard, or without text for any task): {names}{', ...' if sampler.left_out > NAMED else ''}"
         )
     logger.info(line)
+    weights = [each.weight for each in corpus.mix]
+    for pack, hour, weight, share in zip(corpus.packs, hours, weights, shares(hours, weights)):
+        if corpus.training and conf.corpora:
+            logger.info("%-12s %s %.2f h x %g: %.1f %% of an epoch", "corpus", pack.path, hour, weight, 100 * share)

@@ -100,16 +100,17 @@ class Pack:
                 position += 1 + count
         return found
 
-    def token_counts(self) -> dict[str, np.ndarray]:
-        """Field -> number of tokens of every utterance (n,) int32, 0 where it is absent; reads only the counts."""
-        position = self.records["token_start"].astype(np.int64)
+    def token_counts(self, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+        """Field -> number of tokens of each of these utterances (n,) int32, 0 where it is absent; reads only the counts."""
+        records = self.records[rows]
+        position = records["token_start"].astype(np.int64)
         counts = {}
         for bit, field in enumerate(self.fields):
-            has = (self.records["fields"] >> bit & 1).astype(bool)
-            count = np.zeros(len(self), np.int32)
+            has = (records["fields"] >> bit & 1).astype(bool)
             if len(self.fields) == 1:
-                count[has] = self.records["token_count"][has] - 1
+                count = np.where(has, records["token_count"].astype(np.int32) - 1, 0)
             else:
+                count = np.zeros(len(records), np.int32)
                 count[has] = self._tokens[position[has]]
             position += np.where(has, count + 1, 0)
             counts[field] = count

@@ -199,11 +199,31 @@ def test_epochs_and_seeds_differ_and_validation_does_not(load):
     assert [b.utt_ids for b in dev.epoch(0)] == [b.utt_ids for b in dev.epoch(1)]
 
 
-def test_packs_are_mixed_by_weight(load, pack_dir):
-    ids = [u for b in load([pack_dir, pack_dir], weights=[1, 0.5]) for u in b.utt_ids]
-    assert len(ids) == 36
-    with pytest.raises(ConfigError, match="1 weights for 2 packs"):
-        load([pack_dir, pack_dir], weights=[1.0])
+def test_packs_are_mixed_by_weight_and_task(load, pack_dir, tmp_path, caplog):
+    caplog.set_level("INFO")
+    packs = [shutil.copytree(pack_dir, tmp_path / name / "train") for name in ("clean", "pseudo")]
+    corpora = {"clean/train": 2, "pseudo/train": {"weight": 0.5, "tasks": {"asr": 1}}}
+    epochs = [list(load(packs, corpora=corpora).epoch(epoch)) for epoch in range(2)]
+    assert [len([u for b in epoch for u in b.utt_ids]) for epoch in epochs] == [2 * 24 + 12] * 2
+    tasks = [task for epoch in epochs for b in epoch for task in b.tasks]
+    assert 0 < tasks.count("ast") < 48  # of the clean ones, half of which have English
+    assert "clean/train 0.01 h x 2: 80.0 % of an epoch" in caplog.text
+    assert [u for b in load(packs, corpora={"pseudo/train": 0}) for u in b.utt_ids].count("utt001") == 1
+    assert len([u for b in load(packs, corpora=corpora, training=False) for u in b.utt_ids]) == 48
+
+
+def test_names_of_corpora_that_fit_nothing_or_too_much_are_refused(load, pack_dir, tmp_path):
+    packs = [shutil.copytree(pack_dir, tmp_path / name / "train") for name in ("clean", "pseudo")]
+    with pytest.raises(ConfigError, match=r"corpora\.trian: no pack ends like that; did you mean 'train'"):
+        load(packs, corpora={"trian": 1})
+    with pytest.raises(ConfigError, match=r"corpora\.train: fits .*clean.*pseudo.*; write more of the path"):
+        load(packs, corpora={"train": 1})
+    with pytest.raises(ConfigError, match=r"clean/train and .* are one pack"):
+        load(packs, corpora={"clean/train": 1, f"{tmp_path.name}/clean/train": 2})
+    with pytest.raises(ConfigError, match="weight -1"):
+        load(packs, corpora={"clean/train": -1})
+    with pytest.raises(ConfigError, match="did you mean 'weight'"):
+        load(packs, corpora={"clean/train": {"wieght": 2}})
 
 
 def test_what_cannot_be_trained_on_is_left_out_and_named(load, caplog):
@@ -236,12 +256,12 @@ def test_bad_audio_is_named_replaced_and_stops_above_the_limit(load, pack_dir, t
 
 def test_costs_are_the_positions_of_the_longest_possible_row(fakes, pack_dir):
     corpus = Corpus(conf(tasks={"asr": 1, "asr_ast": 1}), [pack_dir], FEATURES, fakes.Tokenizer(), fakes.Prompt())
-    costs, pack = corpus.costs(audio_lengths), corpus.packs[0]
+    costs, pack = corpus.costs(audio_lengths)[:], corpus.packs[0]
     for i in range(24):
         tokens = {k: v.tolist() for k, v in pack.tokens(i).items()}
         rows = [
             len(corpus.prompt.ids(task)) - 1 + len(corpus.prompt.answer_ids(task, tokens))
-            for task in corpus.draw.possible(tokens)
+            for task in corpus.draws[0].possible(tokens)
         ]
         assert costs[i] == max(rows) + audio_lengths(len(pack.samples(i)))
     assert build_sampler(corpus, audio_lengths).num_batches > 1
