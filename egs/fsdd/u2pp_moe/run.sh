@@ -13,7 +13,7 @@ train_utts=6000                          # strings of 2 to 7 digits
 models="moe dense"                       # both, or one of them
 moe=../../../conf/u2pp_moe_tiny.yaml
 dense=../../../conf/u2pp_moe_tiny_dense.yaml
-moe_steps=2000 dense_steps=2300          # equal CPU time
+moe_steps=1400 dense_steps=1600          # equal CPU time
 average_n=1                              # best checkpoints to average
 exp=exp                                  # models, logs and scores land here
 device=auto seed=0                       # device: auto, cuda, musa or cpu
@@ -27,7 +27,7 @@ if want 0 "corpus -> data/{train,dev,test,test_seen}/{wav.scp,text}"; then
     run git clone --depth 1 https://github.com/Jakobovski/free-spoken-digit-dataset.git "$corpus"
   fi
   need corpus "add --download, or clone https://github.com/Jakobovski/free-spoken-digit-dataset there"
-  py ../local/prepare.py --corpus "$corpus" --out data --train-utts "$train_utts" --nj "$nj"
+  py ../local/prepare.py --corpus "$corpus" --out data --train-utts "$train_utts" --vary-voices --nj "$nj"
 fi
 if want 1 "data/* -> data/units (ten words), data/pack/*, data/am.mvn"; then
   units train --words
