@@ -9,9 +9,9 @@ from torch.utils.checkpoint import checkpoint
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.modules.attention import RelativeAttention
 from funasr_mooer.modules.convolution import ConvolutionModule
-from funasr_mooer.modules.feed_forward import FeedForward, activation
+from funasr_mooer.modules.feed_forward import activation
 from funasr_mooer.modules.masks import attention_bias, chunk_mask, draw_chunk, padding_mask
-from funasr_mooer.modules.moe_ffn import MoEFFN
+from funasr_mooer.modules.mlp import build_mlp
 from funasr_mooer.modules.positions import Positions
 from funasr_mooer.modules.subsampling import INPUT_LAYERS
 
@@ -97,7 +97,6 @@ class MoEConformerEncoder(nn.Module):
         _only("input_layer", input_layer, *INPUT_LAYERS)
         _only("pos_enc_layer_type", pos_enc_layer_type, "rel_pos")
         _only("selfattention_layer_type", selfattention_layer_type, "rel_selfattn")
-        _only("mlp_type", mlp_type, "moe", "position_wise_feed_forward")
         _only("normalize_before", normalize_before, True)
         _only("use_cnn_module", use_cnn_module, True)
         if output_size % 2 or num_blocks < 1:
@@ -119,10 +118,8 @@ class MoEConformerEncoder(nn.Module):
         inner_dropout = dropout_rate if ffn_dropout_rate is None else ffn_dropout_rate
 
         def mlp() -> nn.Module:
-            common = {"act": activation(activation_type), "dropout": inner_dropout, "bias": mlp_bias}
-            if mlp_type == "moe":
-                return MoEFFN(output_size, linear_units, num_experts=n_expert, top_k=n_expert_activated, **common)
-            return FeedForward(output_size, linear_units, **common)
+            experts = (n_expert, n_expert_activated)
+            return build_mlp(mlp_type, output_size, linear_units, activation_type, inner_dropout, mlp_bias, *experts)
 
         self.encoders = nn.ModuleList(
             ConformerBlock(

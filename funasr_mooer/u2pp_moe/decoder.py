@@ -10,9 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.modules.attention import MultiHeadAttention
-from funasr_mooer.modules.feed_forward import FeedForward, activation
 from funasr_mooer.modules.masks import attention_bias, padding_mask
-from funasr_mooer.modules.moe_ffn import MoEFFN
+from funasr_mooer.modules.mlp import build_mlp
 from funasr_mooer.modules.positions import AddedPositions
 
 # Shapes: B utterances, R = B * C rows of tokens (C candidates per utterance), N tokens, T encoder frames, D model size,
@@ -93,16 +92,13 @@ class MoETransformerDecoder(nn.Module):
         _only("input_layer", input_layer, "embed")
         _only("use_output_layer", use_output_layer, True)
         _only("normalize_before", normalize_before, True)
-        _only("mlp_type", mlp_type, "moe", "position_wise_feed_forward")
         if num_blocks < 1:
             raise ConfigError(f"decoder num_blocks={num_blocks} must be at least 1")
         self.gradient_checkpointing = gradient_checkpointing
 
         def mlp() -> nn.Module:
-            common = {"act": activation(activation_type), "dropout": dropout_rate, "bias": mlp_bias}
-            if mlp_type == "moe":
-                return MoEFFN(size, linear_units, num_experts=n_expert, top_k=n_expert_activated, **common)
-            return FeedForward(size, linear_units, **common)
+            experts = (n_expert, n_expert_activated)
+            return build_mlp(mlp_type, size, linear_units, activation_type, dropout_rate, mlp_bias, *experts)
 
         self.embed = nn.Sequential(nn.Embedding(vocab_size, size), AddedPositions(size, positional_dropout_rate))
         self.decoders = nn.ModuleList(
