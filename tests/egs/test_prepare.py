@@ -328,6 +328,25 @@ def test_wenetspeech_stops_at_missing_recordings_and_a_cut_list(wenetspeech, tmp
     assert "ends, or is no JSON" in prepare("wenetspeech", "--corpus", wenetspeech, "--out", tmp_path / "out").stderr
 
 
+# ------------------------------------------------------------------------------------------------------------ kaldi
+
+
+def test_kaldi_directories_come_out_levelled_and_cut_into_their_segments(tmp_path):
+    for split in ("train", "dev", "test"):
+        folder = tmp_path / "corpus" / split
+        tone(folder / "long.wav", 1.0, level=0.001)
+        (folder / "wav.scp").write_text("long long.wav\n")
+        (folder / "segments").write_text("a long 0.0 0.4\nb long 0.5 1.0\n")
+        (folder / "text").write_text("a one\nb two\n")
+    printed = prepared("kaldi", "--corpus", tmp_path / "corpus", "--out", tmp_path / "out", "--nj", 1)
+    assert "dev          2 utts, 0.00 h | 0 with problems left out" in printed
+    first, second = read_kaldi_dir(tmp_path / "out/test", max_bad=0)
+    assert (first.duration_s, second.duration_s) == (0.4, 0.5)
+    waveform = read_audio(second.source)
+    assert len(waveform) == 8000
+    assert np.sqrt(np.mean(waveform**2)) == pytest.approx(0.05, rel=0.01)
+
+
 # --------------------------------------------------------------------------------------------------------- TEMPLATE
 
 

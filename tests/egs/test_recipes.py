@@ -50,7 +50,7 @@ if want 1 "work"; then py local/work.py --out "a b"; log "seed $seed"; fi
 
 def test_every_recipe_is_found():
     assert {"TEMPLATE/mooer", "aishell/mooer", "fsdd/mooer", "mini/mooer"} <= set(NAMES)
-    corpora = ("mini", "fsdd", "aishell", "librispeech", "wenetspeech")
+    corpora = ("mini", "fsdd", "kaldi", "aishell", "librispeech", "wenetspeech")
     assert {f"{corpus}/u2pp_moe" for corpus in corpora} <= set(NAMES)
 
 
