@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A tiny Qwen2 that copies and translates, learnt from text alone: the base model of the mini recipe.
 
-    python ../local/pretrain_llm.py --llm exp/llm --steps 1200 --seed 0
+    python ../local/pretrain_llm.py --llm exp/llm --steps 900 --seed 0
 
 Reads the tokenizer in --llm and adds the weights. What it reads imitates what an adapter will give it: a token where
 the encoder would hear a word, blanks between, at one position per 120 ms; then the recipe's prompt; then the answer.
@@ -39,11 +39,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--llm", required=True, type=Path, help="folder with the tokenizer; gets the weights")
     parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--batch", type=int, default=32, help="sentences per step")
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--gate", type=int, default=45, help=f"right answers out of {GATED} below which it has failed")
+    parser.add_argument("--gate", type=int, default=35, help=f"right answers out of {GATED} below which it has failed")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
 
