@@ -38,7 +38,13 @@ from funasr_mooer.data.sampler import TokenBudgetSampler
 from funasr_mooer.modules.splice import AUDIO_ID, IGNORE_INDEX, splice_audio
 
 VOCAB, PROMPT, PER_BATCH = 151646, 26, 8
-LLM = {"hidden_size": 512, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 1408}
+LLM = {
+    "hidden_size": 512,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "intermediate_size": 1408,
+}
 REPETITIONS = 3
 Step = Callable[[], tuple[float, float]]  # forward and backward of all batches -> mean loss, accuracy
 
@@ -82,7 +88,7 @@ def main() -> None:
     device = devices.resolve("auto")
     corpus = Corpus(args.utts)
     with tempfile.TemporaryDirectory() as folder:
-        llm = args.llm or make_llm(Path(folder), layers=4 if args.small else 8)
+        llm = args.llm or make_llm(Path(folder))
         model = devices.place(make_model(Path(llm), device), device)
         steps = {name: make_step(name, model, corpus, device) for name in ("plain", "padded", "packed")}
         if args.peak:
@@ -112,13 +118,13 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--utts", type=int, default=16, help="utterances of a step, a multiple of 8")
-    parser.add_argument("--small", action="store_true", help="half the layers: for a slow CPU")
+    parser.add_argument("--small", action="store_const", dest="utts", const=8, help="8 utterances: for a slow CPU")
     parser.add_argument("--peak", help=argparse.SUPPRESS)  # what the processes that measure memory are told
     parser.add_argument("--llm", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def make_llm(folder: Path, layers: int) -> Path:
+def make_llm(folder: Path) -> Path:
     """A random Qwen2 with a tokenizer of a few words, as a Hugging Face folder."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
@@ -126,7 +132,7 @@ def make_llm(folder: Path, layers: int) -> Path:
     words = Tokenizer(models.WordLevel({"<pad>": 0, "<end>": 1, "<unk>": 2}, unk_token="<unk>"))
     PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<end>").save_pretrained(folder)
     torch.manual_seed(0)
-    config = Qwen2Config(vocab_size=VOCAB, num_hidden_layers=layers, tie_word_embeddings=True, **LLM)
+    config = Qwen2Config(vocab_size=VOCAB, tie_word_embeddings=True, **LLM)
     Qwen2ForCausalLM(config).save_pretrained(folder)
     return folder
 
