@@ -86,6 +86,29 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_padded_batch(tiny_config
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
+def test_compiled_layers_compute_the_same_and_decoding_compiles_nothing_more(tiny_config):
+    from funasr_mooer.train.validate import compiling_nothing
+
+    tiny_config["llm_conf"]["lora"] |= {"dropout": 0.0}
+    model = build_model(tiny_config).train()
+    padded = batch(model)
+    packed = {**padded, **one_row({name: padded[name] for name in ("input_ids", "attention_mask", "labels")})}
+
+    def gradients():
+        model.zero_grad(set_to_none=True)
+        model(**packed)[0].backward()
+        model(**padded)[0].backward()
+        return [p.grad for p in model.parts["adapter"] + model.parts["lora"]]
+
+    expected = gradients()
+    text = model.eval().inference([speech(1)], task="asr")[0]
+    model.train().compile_layers()
+    torch.testing.assert_close(gradients(), expected, rtol=1e-4, atol=1e-5)
+    with compiling_nothing():
+        assert model.eval().inference([speech(1)], task="asr")[0] == text
+
+
 def test_a_packed_row_is_refused_by_kernels_that_would_mix_its_utterances(tiny_config):
     tiny_config["llm_conf"] |= {"attention": "eager"}
     model = build_model(tiny_config)
