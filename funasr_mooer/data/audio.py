@@ -7,6 +7,7 @@ import io
 import math
 import os
 import re
+import struct
 import subprocess
 from pathlib import Path
 
@@ -19,6 +20,7 @@ RATES = (1000, 384000)  # Hz; outside, a header is damaged
 _FMT = np.dtype(
     [("layout", "<u2"), ("channels", "<u2"), ("rate", "<u4"), ("bps", "<u4"), ("align", "<u2"), ("b", "<u2")]
 )
+_PLAIN = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF, the format, then samples at once
 ZEROS, ROLLOFF = 6, 0.99  # of the resampling filter: zero crossings on each side, cut-off over Nyquist
 
 
@@ -78,7 +80,7 @@ def decode(data: bytes | memoryview, name: str) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             rate, frames = file.samplerate, file.frames
-            samples = file.read(dtype="float32")
+            samples = file.read(dtype="int16" if file.subtype == "PCM_16" else "float32")
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
         raise DataError(f"{name}: not audio that can be read ({error}); use wav, flac, ogg or mp3") from None
     if len(samples) < frames < 2**48:  # libsndfile says 2**63 - 1 where it cannot know
@@ -93,6 +95,11 @@ def wav_pcm16(data: bytes | memoryview, name: str = "wav") -> tuple[np.ndarray, 
         DataError: the data chunk is missing or longer than the bytes that follow it.
     """
     view = memoryview(data)
+    if len(view) > _PLAIN.size:  # the header that nearly every file has, ours among them
+        riff, _, wave, fmt, length, layout, channels, rate, _, _, bits, tag, size = _PLAIN.unpack_from(view)
+        plain = riff == b"RIFF" and wave == b"WAVE" and fmt == b"fmt " and length == 16 and tag == b"data"
+        if plain and (layout, channels, bits) == (1, 1, 16) and size <= len(view) - _PLAIN.size:
+            return np.frombuffer(view, "<i2", size // 2, _PLAIN.size), rate
     if bytes(view[:4]) != b"RIFF" or bytes(view[8:12]) != b"WAVE":
         return None
     position, channels, rate = 12, 0, 0

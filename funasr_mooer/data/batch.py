@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -110,16 +112,23 @@ class TaskDraw:
         if not self.weights:
             raise ConfigError("dataset_conf.tasks: give at least one task a weight above 0")
         self.prompt, self.seed = prompt, seed
+        self._known: dict[tuple[str, ...], tuple[list[str], list[float]]] = {}
 
     def possible(self, fields: Mapping | Sequence[str]) -> list[str]:
         """Tasks that an utterance with these fields can be given."""
-        return [task for task in self.prompt.tasks_for(fields) if task in self.weights]
+        return self._edges(tuple(fields))[0]
 
     def __call__(self, fields: Mapping | Sequence[str], epoch: int, utterance: int) -> str:
         """The task of one utterance in one epoch."""
-        tasks = self.possible(fields)
-        edges = np.cumsum([self.weights[task] for task in tasks])
-        return tasks[int(np.searchsorted(edges, uniform(self.seed, epoch, utterance) * edges[-1], side="right"))]
+        tasks, edges = self._edges(tuple(fields))
+        return tasks[bisect.bisect_right(edges, uniform(self.seed, epoch, utterance) * edges[-1])]
+
+    def _edges(self, fields: tuple[str, ...]) -> tuple[list[str], list[float]]:
+        """Tasks, and where the share of each ends; there are few combinations of fields."""
+        if fields not in self._known:
+            tasks = [task for task in self.prompt.tasks_for(fields) if task in self.weights]
+            self._known[fields] = tasks, list(itertools.accumulate(self.weights[task] for task in tasks))
+        return self._known[fields]
 
 
 def collate(
@@ -194,7 +203,8 @@ def collate(
 def token_rows(examples: Sequence[Example], prompt: Prompt, pad_id: int, multiple: int = 1) -> dict[str, Tensor]:
     """``input_ids``, ``attention_mask`` and ``labels``, (B, L) each; see :func:`collate`."""
     prompts = [prompt.ids(example.task) for example in examples]
-    answers = [prompt.answer_ids(example.task, example.tokens) for example in examples]
+    texts = [{field: np.asarray(ids).tolist() for field, ids in example.tokens.items()} for example in examples]
+    answers = [prompt.answer_ids(example.task, fields) for example, fields in zip(examples, texts)]
     lengths = torch.tensor([len(p) + len(a) for p, a in zip(prompts, answers)])
     input_ids = pad_rows([[*p, *a] for p, a in zip(prompts, answers)], pad_id, multiple)
     labels = pad_rows([[IGNORE_INDEX] * len(p) + a for p, a in zip(prompts, answers)], IGNORE_INDEX, multiple)

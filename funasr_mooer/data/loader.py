@@ -261,6 +261,11 @@ class Loader:
     def __len__(self) -> int:
         return self.steps()
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """Processes that load, once they were started."""
+        return [worker.pid for worker in getattr(self._loader._iterator, "_workers", [])]
+
     def epoch(
         self, epoch: int = 0, start_step: int = 0, rank: int = 0, world: int = 1, start_batch: int | None = None
     ) -> Iterator[Batch]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from funasr_mooer.data.audio import SAMPLE_RATE, read_audio, to_float, wav_pcm16
+from funasr_mooer.data.audio import SAMPLE_RATE, decode, read_audio, to_float
 from funasr_mooer.data.pack_format import BLOCK, RECORD, VERSION, Tokenizer, check_size, clean_text, field_of
 from funasr_mooer.errors import DataError
 
@@ -74,16 +74,16 @@ class Pack:
             )
 
     def samples(self, i: int) -> np.ndarray:
-        """Audio of utterance ``i`` (N,) at 16 kHz: int16 without a copy for PCM16 wav, else float32 in [-1, 1)."""
+        """Audio of utterance ``i`` (N,) at 16 kHz: int16 for 16-bit wav (a view of the file) and flac, else float32 in [-1, 1)."""
         data = self._audio(i)
-        name = f"{self.path / self.meta['shards'][self.records[i]['shard']]}: utterance {i}"
-        pcm = wav_pcm16(data, name)
-        if pcm is not None and pcm[1] == SAMPLE_RATE and pcm[0].ndim == 1:
-            return pcm[0]
         try:
+            samples, rate = decode(data, "audio")
+            if rate == SAMPLE_RATE and samples.ndim == 1 and samples.dtype == np.int16 and len(samples):
+                return samples
             return read_audio(data)
         except DataError as error:
-            raise DataError(str(error).replace("audio bytes", name, 1)) from None
+            shard = self.meta["shards"][self.records[i]["shard"]]
+            raise DataError(f"{self.path / shard}: utterance {i}: {error}") from None
 
     def waveform(self, i: int) -> np.ndarray:
         """Audio of utterance ``i``: (N,) float32 in [-1, 1) at 16 kHz."""
@@ -91,13 +91,13 @@ class Pack:
 
     def tokens(self, i: int) -> dict[str, np.ndarray]:
         """Field -> token ids (uint32) of utterance ``i``, without special tokens."""
-        record = self.records[i]
-        position, found = int(record["token_start"]), {}
+        _, _, _, _, start, count, bits, _ = self.records[i].item()
+        ids, position, found = self._tokens[start : start + count], 0, {}
         for bit, field in enumerate(self.fields):
-            if record["fields"] >> bit & 1:
-                count = int(self._tokens[position])
-                found[field] = self._tokens[position + 1 : position + 1 + count]
-                position += 1 + count
+            if bits >> bit & 1:
+                end = position + 1 + int(ids[position])
+                found[field] = ids[position + 1 : end]
+                position = end
         return found
 
     def token_counts(self, rows: slice = slice(None)) -> dict[str, np.ndarray]:
@@ -118,14 +118,14 @@ class Pack:
 
     def utt_id(self, i: int) -> str:
         """Name of utterance ``i``, read from the tar."""
-        record = self.records[i]
-        start = (int(record["offset"]) - 1) * BLOCK
-        header = self._shard(int(record["shard"]))[start : start + BLOCK]
-        name = header[:100].rstrip(b"\0").decode("utf-8", errors="replace")
+        shard, offset, *_ = self.records[i].item()
+        start = (offset - 1) * BLOCK
+        header = self._shard(shard)[start : start + 346]
+        name = header[:100].rstrip(b"\0")
         # A name that fills its place, or is not plain ASCII in another writer's tar, stands in an extra header.
-        if len(name.encode()) >= 100 or "?" in name or header[345:346] != b"\0":
-            name = self._audio_member(i).name
-        return name.rpartition(".")[0]
+        if len(name) >= 100 or b"?" in name or header[345:] != b"\0":
+            return self._audio_member(i).name.rpartition(".")[0]
+        return name.decode("utf-8", errors="replace").rpartition(".")[0]
 
     def text(self, i: int) -> dict[str, str]:
         """Field -> transcript of utterance ``i``, read from the tar."""
@@ -143,17 +143,27 @@ class Pack:
         return self.langs[self.records[i]["lang"]]
 
     def _audio(self, i: int) -> memoryview:
-        record = self.records[i]
-        start = int(record["offset"]) * BLOCK
-        return memoryview(self._shard(int(record["shard"])))[start : start + int(record["nbytes"])]
+        shard, offset, nbytes, *_ = self.records[i].item()
+        return memoryview(self._shard(shard))[offset * BLOCK : offset * BLOCK + nbytes]
 
     def _shard(self, number: int) -> mmap.mmap:
-        """The mapped shard; the least recently used one is let go when many are open."""
+        """The mapped shard; the least recently used one is let go when many are open.
+
+        Raises:
+            DataError: it has vanished.
+        """
         if number in self._shards:
             self._shards.move_to_end(number)
             return self._shards[number]
-        with open(self.path / self.meta["shards"][number], "rb") as file:
-            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        path = self.path / self.meta["shards"][number]
+        try:
+            with open(path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{path}: was there when the pack was opened and cannot be read now ({error}); put it back and run the "
+                "same command again"
+            ) from error
         self._shards[number] = mapped
         if len(self._shards) > OPEN_SHARDS:
             self._shards.popitem(last=False)
@@ -186,4 +196,5 @@ class Pack:
 
 def _map(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
     check_size(path, count * dtype.itemsize)
-    return np.memmap(path, dtype, "r", shape=(count,)) if count else np.zeros(0, dtype)
+    # A plain array over the map: np.memmap makes each of the many small reads several times slower.
+    return np.memmap(path, dtype, "r", shape=(count,)).view(np.ndarray) if count else np.zeros(0, dtype)
