@@ -84,6 +84,7 @@ class Augment:
         self.span_frames = max(1, round(conf.sub_span_ms / frame_ms))
         self.tail_frames = round(conf.trim_ms / frame_ms)
         self.changes_waveforms = bool(conf.speed or conf.gain_db or conf.noise_snr_db)
+        self.changes_lengths = bool(conf.speed or self.tail_frames)
         self.masks = bool(conf.freq_masks or conf.time_masks)
         self.changes_features = self.masks or bool(conf.sub_spans or self.tail_frames)
 
@@ -187,10 +188,12 @@ def hide_(feats: Tensor, boxes: Sequence[Box], num_bins: int) -> None:
 
 
 def replace_(feats: Tensor, spans: Sequence[Span]) -> None:
-    """Replace spans of features (T, F) by what stood earlier in them, in place."""
+    """Replace spans of features (T, F) by what stood earlier in them, in place; T may be less than was planned for."""
     original = feats.clone() if spans else feats
     for start, stop, back in spans:
-        feats[start:stop] = original[start - back : stop - back]
+        end = min(stop, len(feats))
+        if start < end:
+            feats[start:end] = original[start - back : end - back]
 
 
 def _rate(factor: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -63,16 +64,17 @@ class PackCosts:
 
     def __getitem__(self, rows: slice) -> np.ndarray:
         records = self.pack.records[rows]
-        samples, fields = records["samples"].astype(np.int64), records["fields"]
+        samples, fields = records["samples"].astype(np.int32), records["fields"]
         longest = shortest = samples
-        if self.augment is not None:
+        if self.augment is not None and self.augment.changes_lengths:
+            samples = samples.astype(np.int64)
             longest = -(-samples * SAMPLE_RATE // self.augment.rates[0])
             shortest = self.augment.shortest(samples)
         heard = np.asarray(self.heard(longest))
         costs = heard if self.positions else np.asarray(self.num_frames(longest))
         if self.positions:
             counts = self.pack.token_counts(rows) if any(len(task.needs) for task in self.tasks) else {}
-            costs = costs + np.max([task.lengths(fields, counts) for task in self.tasks], axis=0)
+            costs = costs + functools.reduce(np.maximum, (task.lengths(fields, counts) for task in self.tasks))
         inside = (samples >= self.conf.min_duration_s * SAMPLE_RATE) & (
             samples <= self.conf.max_duration_s * SAMPLE_RATE
         )
@@ -111,6 +113,7 @@ class _Task:
 
     def __init__(self, pack: Pack, task: str, draw: TaskDraw, prompt: Prompt):
         self.possible = _by_fields(pack, lambda fields: task in draw.possible(fields))
+        self.always = bool(self.possible[1 : 1 << len(pack.fields)].all())  # utterances without any text are left out
         fields = pack.fields if self.possible.any() else []
         self.needs = [f for f in fields if task not in draw.possible([g for g in fields if g != f])]
         self.around = 0
@@ -119,8 +122,8 @@ class _Task:
 
     def lengths(self, fields: np.ndarray, counts: dict[str, np.ndarray]) -> np.ndarray:
         """(n,) tokens of a row, 0 where an utterance cannot get the task."""
-        tokens = sum((counts[field] for field in self.needs), np.full(len(fields), self.around))
-        return np.where(self.possible[fields], tokens, 0)
+        tokens = sum((counts[field] for field in self.needs), np.int32(self.around))
+        return tokens if self.always else np.where(self.possible[fields], tokens, 0)
 
 
 def _by_fields(pack: Pack, judge: Callable[[list[str]], bool]) -> np.ndarray:

@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import dataclasses
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Protocol
@@ -17,6 +19,7 @@ from funasr_mooer.errors import ConfigError
 
 PART = 1 << 19  # utterances per epoch that are planned together
 PAGE = 1 << 16  # neighbours in the index that are dealt together: read in one go
+THREADS = 8  # that count parts at the start
 NAMED = 3  # utterances without a cost that are remembered
 
 
@@ -128,28 +131,27 @@ class TokenBudgetSampler:
 
     def _count(self) -> None:
         """Batches and utterances of every part, without sorting any."""
-        self._batches = np.zeros(self._parts, np.int64)
-        self._utterances = self.left_out = worst = 0
-        first: list[int] = []
-        for part in range(self._parts):
-            groups = self._groups(part)
-            for group in groups:
-                missing = group.costs <= 0
-                self.left_out += int(np.count_nonzero(missing))
-                first += group.indices[missing][:NAMED].tolist()
-            slots = slot_costs(groups)
-            if slots.any():
-                self._batches[part] = len(cut(slots, self.shape)) - 1
-                self._utterances += int(slots.sum())
-                worst = max(worst, len(slots) - 1)
-        self.left_out_first = sorted(first)[:NAMED]
+        with concurrent.futures.ThreadPoolExecutor(min(self._parts, THREADS)) as pool:  # numpy works beside Python
+            counted = list(pool.map(self._count_part, range(self._parts)))
+        self._batches = np.array([each.batches for each in counted], np.int64)
+        self._utterances = sum(each.utterances for each in counted)
+        self.left_out = sum(each.left_out for each in counted)
+        self.left_out_first = sorted(index for each in counted for index in each.left_out_first)[:NAMED]
         if not self._utterances:
             raise ConfigError("no utterances to sample: all were left out by their length or weight")
+        worst = max(each.worst for each in counted)
         if worst > self.shape.budget:
             raise ConfigError(
                 f"dataset_conf.budget={self.shape.budget}: an utterance alone costs {worst}; raise the budget or lower "
                 "max_duration_s"
             )
+
+    def _count_part(self, part: int) -> _Counted:
+        groups = self._groups(part)
+        missing = np.concatenate([group.indices[group.costs <= 0] for group in groups])
+        slots = slot_costs(groups)
+        batches = len(cut(slots, self.shape)) - 1 if slots.any() else 0
+        return _Counted(batches, int(slots.sum()), len(slots) - 1, len(missing), np.sort(missing)[:NAMED].tolist())
 
     def _plan(self, part: int) -> Plan:
         return Plan(self._groups(part), self.shape, (self.seed, part))
@@ -166,6 +168,17 @@ class TokenBudgetSampler:
             groups.append(Group(indices, costs, weight, (part + 0.5) / self._parts))
             offset += count
         return groups
+
+
+@dataclasses.dataclass(frozen=True)
+class _Counted:
+    """What one part holds; ``worst`` is the largest cost."""
+
+    batches: int
+    utterances: int
+    worst: int
+    left_out: int
+    left_out_first: list[int]
 
 
 def _check(corpora: Sequence[tuple[int, float]], count: int) -> None:

@@ -103,15 +103,14 @@ class Pack:
     def token_counts(self, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """Field -> number of tokens of each of these utterances (n,) int32, 0 where it is absent; reads only the counts."""
         records = self.records[rows]
-        position = records["token_start"].astype(np.int64)
-        counts = {}
+        if len(self.fields) == 1:
+            count = records["token_count"].astype(np.int32)
+            return {self.fields[0]: np.maximum(count - 1, 0)}
+        position, counts = records["token_start"].astype(np.int64), {}
         for bit, field in enumerate(self.fields):
             has = (records["fields"] >> bit & 1).astype(bool)
-            if len(self.fields) == 1:
-                count = np.where(has, records["token_count"].astype(np.int32) - 1, 0)
-            else:
-                count = np.zeros(len(records), np.int32)
-                count[has] = self._tokens[position[has]]
+            count = np.zeros(len(records), np.int32)
+            count[has] = self._tokens[position[has]]
             position += np.where(has, count + 1, 0)
             counts[field] = count
         return counts
