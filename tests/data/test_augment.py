@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from funasr_mooer.data.augment import Augment, AugmentConf
+from funasr_mooer.data.augment import Augment, AugmentConf, change_
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError
 
@@ -122,3 +122,13 @@ def test_spans_and_tails_repeat_exactly_and_leave_the_masks_as_they_were():
         assert found.setdefault(key, drawn) == drawn
         assert augment.boxes(90, epoch, utterance) == Augment(ALL, seed=seed).boxes(90, epoch, utterance)
     assert len({str(spans) for spans, _ in found.values()}) == 4
+
+
+def test_features_that_were_cut_already_get_the_same_changes():
+    augment = Augment(AugmentConf(sub_spans=3, trim_ms=600))
+    for i in range(40):
+        whole, changes = numbered(30), augment.changes(30, 0, i)
+        cut = whole[: changes.kept].clone()
+        for feats in (whole, cut):
+            change_(feats, changes, 80)
+        torch.testing.assert_close(cut, whole[: changes.kept])
