@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from funasr_mooer.modules.moe_ffn import MoEFFN
@@ -96,3 +97,14 @@ def test_the_report_gives_shares_entropies_and_extremes_by_layer_and_language():
     assert line == pytest.approx({"expert_entropy": (entropy + 1) / 2, "expert_max": 0.75})
     for layer, experts in (("first", 4), ("second/zh", 6)):
         assert sum(details[f"experts/{layer}/share_{e}"] for e in range(experts)) == pytest.approx(1)
+
+
+def test_counting_never_waits_for_the_device():
+    with FakeTensorMode() as mode:  # tensors without values: whoever asks for one gets an error
+        layer = Two().first
+        stats = RoutingStats(layer)
+        stats.languages = ["", "en"]
+        x, mask, languages = (mode.from_tensor(t) for t in (X, MASK, torch.tensor([0, 1, 1])))
+        stats._count("", languages, layer, (x, mask), x)
+        with pytest.raises(DataDependentOutputException):
+            stats.counts[""].tolist()
