@@ -3,13 +3,20 @@
 
 . "${BASH_SOURCE[0]%/*}/steps.sh" # pack, cmvn, train, average, table
 
-# decode MODEL OUT SET:TASK...: -> OUT/SET.TASK/text
+# decode MODEL OUT SET:TASK... [++key=value ...]: -> OUT/SET.TASK/text
 decode() {
   local model=$1 out=$2 item
+  local -a items=() settings=()
   shift 2
   for item in "$@"; do
+    case $item in
+      ++*) settings+=("$item") ;;
+      *) items+=("$item") ;;
+    esac
+  done
+  for item in "${items[@]}"; do
     py decode --model "$model" --data "data/${item%%:*}" --task "${item##*:}" --out "$out/${item/:/.}" \
-      --device "$device" --nproc "$nproc"
+      --device "$device" --nproc "$nproc" "${settings[@]}"
   done
 }
 

@@ -42,10 +42,12 @@ if want 3 "data/pack, encoder -> $exp/mooer/model: adapter and LoRA"; then
 fi
 if want 4 "data/{test,test_seen} -> $exp/*/decode/*/text"; then
   decode "$exp/encoder/model" "$exp/encoder/decode" "${tests[@]}"
+  decode "$exp/mooer/model" "$exp/mooer/decode_llm" "${tests[@]}" ++ctc_weight=0
   decode "$exp/mooer/model" "$exp/mooer/decode" "${tests[@]}"
 fi
 if want 5 "text -> WER in README.md"; then
-  score "$exp/encoder/decode" "encoder, CTC" "${tests[@]/%/:wer}"
-  score "$exp/mooer/decode" "MooER" "${tests[@]/%/:wer}"
-  table README.md fsdd "$exp"/{encoder,mooer}/decode/test{,_seen}.asr/result.json
+  score "$exp/encoder/decode" "encoder, CTC, seed $seed" "${tests[@]/%/:wer}"
+  score "$exp/mooer/decode_llm" "MooER, LLM alone, seed $seed" "${tests[@]/%/:wer}"
+  score "$exp/mooer/decode" "MooER, LLM and CTC, seed $seed" "${tests[@]/%/:wer}"
+  table README.md fsdd "$exp"/{encoder/decode,mooer/decode_llm,mooer/decode}/test{,_seen}.asr/result.json
 fi

@@ -35,10 +35,14 @@ if want 4 "data/pack, encoder, llm -> $exp/mooer/model: adapter warm-up, then ad
 fi
 if want 5 "data/test_* -> $exp/*/decode/*/text"; then
   decode "$exp/encoder/model" "$exp/encoder/decode" test_zh:asr test_en:asr
+  decode "$exp/mooer/model" "$exp/mooer/decode_llm" test_zh:asr test_en:asr ++ctc_weight=0
   decode "$exp/mooer/model" "$exp/mooer/decode" test_zh:asr test_en:asr test_zh:ast
 fi
 if want 6 "text -> CER, WER, BLEU in README.md"; then
   score "$exp/encoder/decode" "encoder, CTC, seed $seed" test_zh:asr:cer test_en:asr:wer
-  score "$exp/mooer/decode" "MooER, seed $seed" test_zh:asr:cer test_en:asr:wer test_zh:ast:bleu
-  table README.md mini "$exp"/{encoder,mooer}/decode/test_{zh,en}.asr/result.json "$exp/mooer/decode/test_zh.ast/result.json"
+  score "$exp/mooer/decode_llm" "MooER, LLM alone, seed $seed" test_zh:asr:cer test_en:asr:wer
+  score "$exp/mooer/decode" "MooER, LLM and CTC, seed $seed" test_zh:asr:cer test_en:asr:wer
+  score "$exp/mooer/decode" "MooER, seed $seed" test_zh:ast:bleu
+  table README.md mini "$exp"/{encoder/decode,mooer/decode_llm,mooer/decode}/test_{zh,en}.asr/result.json \
+    "$exp/mooer/decode/test_zh.ast/result.json"
 fi
