@@ -63,7 +63,7 @@ def test_a_config_and_a_pack_become_model_directories_that_decode(tmp_path, comm
     from funasr_mooer.auto import load_model
 
     exp = tmp_path / "exp"
-    argv = [*command, "--device", "cpu"]
+    argv = [*command, "--device", "cpu", "++dataset_conf.packing=true"]
     assert train.main([*argv, "++train_conf.stages.1.steps=2"]) == 0
     assert (exp / "last").resolve().name == "step-4"
     assert train.main(argv) == 0  # the same experiment, two updates longer

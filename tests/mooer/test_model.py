@@ -86,6 +86,18 @@ def test_a_packed_row_has_the_loss_and_gradients_of_the_padded_batch(tiny_config
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-9)
 
 
+def test_in_bfloat16_features_positions_loras_and_the_loss_stay_float32(tiny_config):
+    tiny_config["llm_conf"] |= {"dtype": "bfloat16"}
+    model, seen = build_model(tiny_config).train(), {}
+    model.encoder.embed.register_forward_hook(lambda _, given, out: seen.update(feats=given[0].dtype, places=out.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss, _, _ = model(**batch(model))
+    loss.backward()
+    assert seen == {"feats": torch.float32, "places": torch.float32}
+    assert loss.dtype == torch.float32
+    assert {p.grad.dtype for p in model.parts["lora"] + model.parts["adapter"]} == {torch.float32}
+
+
 @pytest.mark.slow
 def test_compiled_layers_compute_the_same_and_decoding_compiles_nothing_more(tiny_config):
     from funasr_mooer.train.validate import compiling_nothing
