@@ -11,7 +11,8 @@ vocabulary of 151646, LoRA r 64 without dropout. Accelerator, CPU with native bf
     padded   batches filled to a token budget with utterances of like length; logits only where there is a label
     packed   the same, each batch in one row without padding
 
-The budget is that of 8 utterances. Times are wall times, repetitions alternate, ratios are medians. Peak memory is what a
+The budget is that of 8 utterances. Repetitions alternate, ratios are medians, of wall times; on a CPU of process CPU times,
+which other work on the machine changes less. Peak memory is what a
 step holds beyond the weights: of the device, or on a CPU the resident memory of a process for each step.
 """
 
@@ -28,7 +29,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common.timing import alternate, write_json
+from common.timing import Times, alternate, write_json
 from torch import Tensor
 
 from funasr_mooer import device as devices
@@ -97,13 +98,14 @@ def main() -> None:
         losses = {name: step()[0] for name, step in steps.items()}  # warms up, too
         times = alternate(steps, REPETITIONS, warm_up=0)
         peaks = {name: measure_peak(name, steps[name], model, device, folder, args.utts) for name in steps}
-    figures = {"utts": args.utts, "plain_s": round(times["plain"].wall_s, 2), "plain_peak_mib": round(peaks["plain"])}
+    seconds = times["plain"].cpu_s if device.type == "cpu" else times["plain"].wall_s
+    figures = {"utts": args.utts, "plain_s": round(seconds, 2), "plain_peak_mib": round(peaks["plain"])}
     for name, suffix in (("packed", ""), ("padded", "_padded")):
         batches = corpus.batches(name)
         width = {u: corpus.positions[batch].max() for batch in batches for u in batch}
         read = corpus.positions.sum() if name == "packed" else sum(width.values())
         figures |= {
-            f"step_speedup{suffix}": round(times["plain"].wall_ratio(times[name]), 2),
+            f"step_speedup{suffix}": round(ratio(times["plain"], times[name], device), 2),
             f"step_peak{suffix}": round(peaks[name] / peaks["plain"], 3),
             f"loss_diff{suffix}": float(f"{abs(losses[name] / losses['plain'] - 1):.2g}"),
             f"lm_positions{suffix}": round(float(read / corpus.positions.sum()), 3),
@@ -186,6 +188,11 @@ def plain_forward(model: torch.nn.Module, batch: dict[str, Tensor]) -> tuple[Ten
     labelled = targets != IGNORE_INDEX
     hits = (logits.detach().argmax(-1) == targets) & labelled
     return loss, {"acc": hits.sum() / labelled.sum()}, labelled.sum()
+
+
+def ratio(one: Times, other: Times, device: torch.device) -> float:
+    """How many times as long ``one`` takes as ``other``."""
+    return one.cpu_ratio(other) if device.type == "cpu" else one.wall_ratio(other)
 
 
 def measure_peak(name: str, step: Step, model: torch.nn.Module, device: torch.device, llm: str, utts: int) -> float:
