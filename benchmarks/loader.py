@@ -34,9 +34,10 @@ from transformers import PreTrainedTokenizerFast
 
 from funasr_mooer.data.audio import SAMPLE_RATE, write_wav
 from funasr_mooer.data.cmvn import compute_cmvn
+from funasr_mooer.data.corpus import Corpus, DatasetConf
 from funasr_mooer.data.features import Features
 from funasr_mooer.data.kaldi_dir import Utterance, read_kaldi_dir, write_kaldi_dir
-from funasr_mooer.data.loader import Corpus, DatasetConf, Loader, build_loader, build_sampler
+from funasr_mooer.data.loader import Loader, build_loader, build_sampler
 from funasr_mooer.data.pack_format import RECORD, VERSION
 from funasr_mooer.data.pack_writer import write_pack
 from funasr_mooer.data.sampler import TokenBudgetSampler

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from funasr_mooer.config import load_config, section
-from funasr_mooer.data.loader import DatasetConf
+from funasr_mooer.data.corpus import DatasetConf
 from funasr_mooer.mooer import generate
 from funasr_mooer.score.sweep import read_sweep
 from funasr_mooer.train.stages import read_stages, trained_parts

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse([text for text in argv if not text.startswith("++")])
     from funasr_mooer import device as devices
     from funasr_mooer.config import section
-    from funasr_mooer.data.loader import DatasetConf
+    from funasr_mooer.data.corpus import DatasetConf
     from funasr_mooer.train.progress import describe_parts, show_count, show_time
     from funasr_mooer.train.stages import read_stages, trainable_parts
 

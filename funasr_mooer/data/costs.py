@@ -19,7 +19,7 @@ Lengths = Callable[[np.ndarray], np.ndarray]  # samples (n,) -> audio embeddings
 
 
 class Limits(Protocol):
-    """What is read of :class:`~funasr_mooer.data.loader.DatasetConf`."""
+    """What is read of :class:`~funasr_mooer.data.corpus.DatasetConf`."""
 
     budget_unit: str
     min_duration_s: float

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from funasr_mooer.config import section
+from funasr_mooer.data.corpus import Corpus, DatasetConf
 from funasr_mooer.data.features import Features, FrontendConf
-from funasr_mooer.data.loader import Corpus, DatasetConf, build_sampler
+from funasr_mooer.data.loader import build_sampler
 from funasr_mooer.data.sampler import TokenBudgetSampler
 from funasr_mooer.errors import ConfigError
 
@@ -30,7 +31,7 @@ class MooerDataset(torch.utils.data.Dataset):
         prompt: for MooER; None for CTC.
         audio_lengths: samples (n,) -> audio embeddings (n,), for MooER.
         seed: of order, tasks and augmentation.
-        dataset_conf: see :class:`~funasr_mooer.data.loader.DatasetConf`.
+        dataset_conf: see :class:`~funasr_mooer.data.corpus.DatasetConf`.
     """
 
     def __init__(

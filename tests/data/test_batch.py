@@ -9,8 +9,9 @@ import torch
 from funasr_mooer.config import section
 from funasr_mooer.data.augment import Augment, AugmentConf
 from funasr_mooer.data.batch import Example, TaskDraw, collate, uniform
+from funasr_mooer.data.corpus import Corpus, DatasetConf
 from funasr_mooer.data.features import Features
-from funasr_mooer.data.loader import Corpus, DatasetConf, build_loader, build_sampler
+from funasr_mooer.data.loader import build_loader, build_sampler
 from funasr_mooer.data.shards import Pack
 from funasr_mooer.errors import ConfigError, DataError
 

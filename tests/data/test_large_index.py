@@ -7,8 +7,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from funasr_mooer.data.corpus import Corpus, DatasetConf
 from funasr_mooer.data.features import Features
-from funasr_mooer.data.loader import Corpus, DatasetConf, build_sampler
+from funasr_mooer.data.loader import build_sampler
 from funasr_mooer.data.pack_format import RECORD, VERSION
 from funasr_mooer.data.shards import Pack
 
