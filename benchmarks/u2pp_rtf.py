@@ -129,7 +129,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=12.0, help="length of the utterance in full context")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16], help="parallel streams, one case each")
     parser.add_argument("--repetitions", type=int, default=3, help="rounds per case at least")
-    parser.add_argument("--case-seconds", type=float, default=8.0, help="go on with a case for so long")
+    parser.add_argument("--case-seconds", type=float, default=3.0, help="go on with a case for so long")
     parser.add_argument("--json", type=Path, help="write the figures there")
     return parser.parse_args()
 

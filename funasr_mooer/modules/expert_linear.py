@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -15,16 +17,16 @@ from torch import Tensor
 PACKED_ROWS = {torch.float32: 96, torch.bfloat16: 1 << 30}  # bfloat16 is reordered at every plain call, so always
 
 
-def sorted_linear(rows: Tensor, weight: Tensor, bias: Tensor | None, counts: list[int]) -> Tensor:
-    """(R, I), (E, O, I), (E, O) -> (R, O): the first ``counts[0]`` rows by the first expert, and so on; differentiable.
+def sorted_linear(rows: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """Each expert's rows (R_e, I), weight (E, O, I), bias (E, O) -> each expert's (R_e, O); differentiable.
 
-    Values and gradients are written where they belong, without a copy to stack them; an expert without rows has a
-    zero gradient. In autocast's dtype where autocast is on, as ``F.linear`` would be.
+    The gradients of all experts' weights are written where they belong, without a copy to stack them; that of an
+    expert without rows is zero. In autocast's dtype where autocast is on, as ``F.linear`` would be.
     """
-    dtype = compute_dtype(rows)
+    dtype = compute_dtype(rows[0])
     bias = None if bias is None else bias.to(dtype)
-    with torch.autocast(rows.device.type, enabled=False):
-        return _SortedLinear.apply(rows.to(dtype), weight.to(dtype), bias, counts)
+    with torch.autocast(rows[0].device.type, enabled=False):
+        return _SortedLinear.apply(weight.to(dtype), bias, *(x.to(dtype) for x in rows))
 
 
 def grouped_linear(rows: Tensor, weight: Tensor, bias: Tensor | None, experts: Tensor) -> Tensor:
@@ -87,28 +89,18 @@ class PackedLinear:
 
 class _SortedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, rows: Tensor, weight: Tensor, bias: Tensor | None, counts: list[int]) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        ctx.counts = counts
-        outputs = rows.new_empty(len(rows), weight.shape[1])
-        for e, (x, y) in enumerate(zip(rows.split(counts), outputs.split(counts))):
-            if bias is None:
-                torch.mm(x, weight[e].t(), out=y)
-            else:
-                torch.addmm(bias[e], x, weight[e].t(), out=y)
-        return outputs
+    def forward(ctx, weight: Tensor, bias: Tensor | None, *rows: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(weight, *rows)
+        return tuple(F.linear(x, weight[e], None if bias is None else bias[e]) for e, x in enumerate(rows))
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        rows, weight = ctx.saved_tensors
-        wants_rows, wants_weight, wants_bias, _ = ctx.needs_input_grad
-        d_rows = torch.empty_like(rows) if wants_rows else None
+    def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *rows = ctx.saved_tensors
+        wants_weight, wants_bias, *wants_rows = ctx.needs_input_grad
         d_weight = torch.empty_like(weight) if wants_weight else None
-        grads = grad.contiguous().split(ctx.counts)
-        for e, (x, g) in enumerate(zip(rows.split(ctx.counts), grads)):
-            if wants_rows:
-                torch.mm(g, weight[e], out=d_rows.split(ctx.counts)[e])
-            if wants_weight:
-                torch.mm(g.t(), x, out=d_weight[e])  # zero where there is no row
+        d_rows = [g @ weight[e] if wanted else None for e, (g, wanted) in enumerate(zip(grads, wants_rows))]
+        if wants_weight:
+            for x, g, d in zip(rows, grads, d_weight):
+                torch.mm(g.t(), x, out=d)  # zero where there is no row
         d_bias = torch.stack([g.sum(0) for g in grads]) if wants_bias else None
-        return d_rows, d_weight, d_bias, None
+        return d_weight, d_bias, *d_rows

@@ -97,11 +97,8 @@ class MoEFFN(nn.Module):
         chosen, weights = self.route(frames)
         order = chosen.flatten().argsort(stable=True)  # (N * K,): calls sorted by expert
         counts = chosen.flatten().bincount(minlength=self.num_experts).tolist()
-        calls = frames.repeat_interleave(self.top_k, dim=0)  # (N * K, D): frame 0 K times, frame 1 K times, ...
-        calls = _Permute.apply(calls, order)
         learns = torch.is_grad_enabled() and (frames.requires_grad or any(p.requires_grad for p in self.parameters()))
-        outputs = self._learn(calls, counts) if self.training or learns else self._infer(calls, counts)
-        return _weighted_sum(_Permute.apply(outputs, _inverse(order)), weights)
+        return (self._learn if self.training or learns else self._infer)(frames, weights, order, counts)
 
     def _mix_on_device(self, frames: Tensor, mask: Tensor | None) -> Tensor:
         """As :meth:`_mix`, without the host ever waiting; ``mask`` (N,) is False on frames to leave out."""
@@ -114,22 +111,26 @@ class MoEFFN(nn.Module):
         outputs = grouped_linear(hidden, self.w_2, self.b_2, experts)
         return _weighted_sum(_Permute.apply(outputs, _inverse(order)), weights)
 
-    def _learn(self, calls: Tensor, counts: list[int]) -> Tensor:
-        """Each expert on its run of the sorted ``calls`` (N * K, D), with gradients."""
-        hidden = self.dropout(self.activation(sorted_linear(calls, self.w_1, self.b_1, counts)))
-        return sorted_linear(hidden, self.w_2, self.b_2, counts)
+    def _learn(self, frames: Tensor, weights: Tensor, order: Tensor, counts: list[int]) -> Tensor:
+        """All experts' first layers, then all their second ones: their gradients then come whole."""
+        calls = frames.repeat_interleave(self.top_k, dim=0)  # (N * K, D): frame 0 K times, frame 1 K times, ...
+        hidden = sorted_linear(_Permute.apply(calls, order).split(counts), self.w_1, self.b_1)
+        hidden = [self.dropout(self.activation(rows)) for rows in hidden]
+        outputs = torch.cat(sorted_linear(hidden, self.w_2, self.b_2))
+        return _weighted_sum(_Permute.apply(outputs, _inverse(order)), weights)
 
-    def _infer(self, calls: Tensor, counts: list[int]) -> Tensor:
-        """Likewise without gradients, expert by expert, so that inner values stay in the processor's cache."""
-        first, second = self._linears(compute_dtype(calls))
+    def _infer(self, frames: Tensor, weights: Tensor, order: Tensor, counts: list[int]) -> Tensor:
+        """Without gradients, expert by expert, so that what one computes is still in the processor's cache."""
+        first, second = self._linears(compute_dtype(frames))
         nothing = [None] * self.num_experts
         b_1, b_2 = nothing if self.b_1 is None else self.b_1, nothing if self.b_2 is None else self.b_2
-        outputs = [
-            second(e, self.activation(first(e, rows, b_1[e])), b_2[e])
-            for e, rows in enumerate(calls.split(counts))
-            if len(rows)
-        ]
-        return torch.cat(outputs) if outputs else calls
+        weights = weights.flatten()[order].unsqueeze(1)  # (N * K, 1)
+        mixed = torch.zeros_like(frames)
+        for e, (rows, shares) in enumerate(zip((order // self.top_k).split(counts), weights.split(counts))):
+            if len(rows):
+                hidden = self.activation(first(e, frames.index_select(0, rows), b_1[e]))
+                mixed.index_add_(0, rows, second(e, hidden, b_2[e]) * shares)
+        return mixed
 
     def _linears(self, dtype: torch.dtype) -> tuple[Linear, Linear]:
         """The experts' two layers for inference, packed where that pays; see :class:`PackedLinear`."""
