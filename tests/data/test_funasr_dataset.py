@@ -46,7 +46,9 @@ def test_an_epoch_as_funasrs_trainer_runs_it(dataloader):
 
 
 def test_sections_may_be_omegaconf_as_hydra_makes_them(dataloader, pack_dir):
-    conf = OmegaConf.create({**DATASET, "corpora": {"pack": 1.0}, "augment": {"speed": [0.9, 1.1]}, "tasks": {"asr": 1}})
+    conf = OmegaConf.create(
+        {**DATASET, "corpora": {"pack": 1.0}, "augment": {"speed": [0.9, 1.1]}, "tasks": {"asr": 1}}
+    )
     train, _ = dataloader(dataset_conf=conf, train_data_set_list=OmegaConf.create([str(pack_dir)])).build_iter(0)
     assert len(list(train)) == len(train)
 
