@@ -35,9 +35,9 @@ train() {
     --device "$device" --nproc "$nproc" "++train_conf.seed=$seed" "$@"
 }
 
-# average EXP N: the N best checkpoints -> EXP/average
+# average EXP N [best | last]: the N best checkpoints, or the N last ones -> EXP/average
 average() {
-  py average --exp "$1" --num "$2" --out "$1/average"
+  py average --exp "$1" --num "$2" --by "${3:-best}" --out "$1/average"
 }
 
 # table README BLOCK RESULT.json...: results -> a table in the README between the marks of that block

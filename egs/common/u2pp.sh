@@ -32,11 +32,11 @@ train_models() {
   done
 }
 
-# average_models: the best checkpoints of each model -> $exp/NAME/average
+# average_models: the $average_n best checkpoints of each model (the last ones if $average_by is last) -> $exp/NAME/average
 average_models() {
   local name
   for name in $models; do
-    average "$exp/$name" "$average_n"
+    average "$exp/$name" "$average_n" "${average_by:-best}"
   done
 }
 
