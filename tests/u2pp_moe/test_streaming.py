@@ -151,3 +151,9 @@ def test_a_stream_is_closed_once_and_keeps_its_settings(model):
     streamer.feed([stream], [None], final=True)
     with pytest.raises(DataError, match="the stream has ended; start another one"):
         streamer.feed([stream], [None], final=True)
+
+
+def test_a_stream_of_10_ms_through_funasrs_cache_is_an_empty_text_with_a_reason(model):
+    (result,), _ = model.inference([noise(160)], cache={}, is_final=True)
+    assert (result["text"], result["is_final"]) == ("", True)
+    assert "shorter than one encoder frame of 40 ms" in result["warning"]
