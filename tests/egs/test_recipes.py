@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import sysconfig
 from pathlib import Path
 
@@ -99,6 +100,16 @@ def test_what_stages_call_and_configs_they_read_exist(recipe):
 
 
 @every_recipe
+def test_the_readme_beside_it_has_the_block_for_the_table(recipe):
+    if recipe.parents[1].name == "TEMPLATE":
+        pytest.skip("its README tells how to write one")
+    words = run(recipe, "--dry-run").stdout.split()
+    readme = (recipe.parent / "README.md").read_text(encoding="utf-8")
+    for place in (i + 1 for i, word in enumerate(words) if word == "--block"):
+        assert f"<!-- results: {words[place]} -->" in readme
+
+
+@every_recipe
 def test_help_shows_the_header_and_the_flags_with_their_defaults(recipe):
     done = run(recipe, "--help")
     assert done.returncode == 0
@@ -167,3 +178,20 @@ def test_a_failing_command_stops_the_recipe(toy):
 def test_python_names_the_interpreter(toy):
     assert run(toy, "--dry-run", "--stage", "1", PYTHON="/opt/my python").stdout.startswith(r"  /opt/my\ python local/")
     assert run(toy, "--stage", "1").stdout == "['--out', 'a b']\n"
+
+
+@pytest.mark.slow
+def test_the_u2pp_recipe_goes_from_sentences_to_one_table(tmp_path):
+    """mini/u2pp_moe, whole, with a handful of utterances and updates: both models, 16 ways to decode each."""
+    pytest.importorskip("espeakng_loader")
+    for name in ("conf", "egs/common", "egs/mini/local", "egs/mini/u2pp_moe"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("data*", "exp*"))
+    recipe = tmp_path / "egs/mini/u2pp_moe"
+    flags = ["--train-utts", "60", "--moe-steps", "4", "--dense-steps", "4", "--nproc", "1", "--device", "cpu"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+    command = ["bash", str(recipe / "run.sh"), *flags]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+    rows = [line for line in (recipe / "README.md").read_text().splitlines() if line.startswith("| chunk4 |")]
+    assert [row.split("|")[2].strip() for row in rows] == ["moe, seed 0", "dense, seed 0"]
+    assert rows[0].count("/") == 4  # two test sets by four searches

@@ -11,7 +11,7 @@ train_utts=6000                          # half Mandarin, half English
 models="moe dense"                       # both, or one of them
 moe=../../../conf/u2pp_moe_tiny.yaml
 dense=../../../conf/u2pp_moe_tiny_dense.yaml
-moe_steps=1400 dense_steps=1600          # equal CPU time
+moe_steps=1400 dense_steps=1600          # updates
 average_by=last average_n=1              # the last checkpoint: the learning rate has come down
 exp=exp                                  # models, logs and scores land here
 device=auto seed=0                       # device: auto, cuda, musa or cpu
