@@ -16,6 +16,7 @@ from funasr_mooer.mooer.prompt import Prompt
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
 from funasr_mooer.u2pp_moe.decoder import MoEBiTransformerDecoder, MoETransformerDecoder
 from funasr_mooer.u2pp_moe.model import U2ppMoEModel
+from funasr_mooer.u2pp_moe.onnx_runtime import OnnxDecoder, OnnxEncoder
 from funasr_mooer.u2pp_moe.tokenizer import MooerUnitsTokenizer
 
 CLASSES = {
@@ -24,10 +25,12 @@ CLASSES = {
     ("model_classes", "U2ppMoE"): U2ppMoEModel,
     ("encoder_classes", "MooerParaformerEncoder"): ParaformerEncoder,
     ("encoder_classes", "MoEConformerEncoder"): MoEConformerEncoder,
+    ("encoder_classes", "MoEOnnxEncoder"): OnnxEncoder,
     ("adaptor_classes", "MooerLinearAdapter"): LinearAdapter,
     ("decoder_classes", "LoRAQwenDecoder"): LoRAQwenDecoder,
     ("decoder_classes", "MoETransformerDecoder"): MoETransformerDecoder,
     ("decoder_classes", "MoEBiTransformerDecoder"): MoEBiTransformerDecoder,
+    ("decoder_classes", "MoEOnnxDecoder"): OnnxDecoder,
     ("tokenizer_classes", "MooerTokenizer"): MooerTokenizer,
     ("tokenizer_classes", "MooerUnitsTokenizer"): MooerUnitsTokenizer,
     ("dataset_classes", "MooerDataset"): MooerDataset,
