@@ -44,7 +44,7 @@ class AllExperts(nn.Module):
         """(B, T, D) -> (B, T, D)."""
         experts, frames = self.experts, x.flatten(0, 1)
         chosen, weights = experts.route(frames)
-        shares = weights.new_zeros(len(frames), EXPERTS).scatter(1, chosen, weights)
+        shares = weights.new_zeros(frames.shape[0], EXPERTS).scatter(1, chosen, weights)
         hidden = experts.activation(F.linear(frames, experts.w_1.flatten(0, 1), experts.b_1.flatten()))
         hidden = hidden.unflatten(1, (EXPERTS, H)) * shares.unsqueeze(2)
         y = F.linear(hidden.flatten(1), experts.w_2.transpose(0, 1).flatten(1)) + shares @ experts.b_2
