@@ -129,7 +129,7 @@ def align(log_probs: Tensor, tokens: list[int], blank_id: int) -> list[tuple[int
             token = state // 2
             end = spans[token][1] or t + 1
             spans[token] = (t, end)
-        state -= step[t, state]
+        state -= int(step[t, state])  # step is int8, and a state may be any number
     return spans
 
 

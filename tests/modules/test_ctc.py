@@ -71,3 +71,14 @@ def test_alignment_of_too_short_audio_is_an_error():
 def test_blank_outside_the_vocabulary_is_an_error():
     with pytest.raises(ConfigError, match="blank_id=7 is outside the vocabulary of 7"):
         CTCHead(4, 7, blank_id=7)
+
+
+def test_long_transcripts_align_too():
+    spans = align(torch.zeros(150, 3).log_softmax(dim=-1), [1, 2] * 50, 0)
+    assert len(spans) == 100
+
+
+def test_an_utterance_of_many_tokens_is_aligned():
+    tokens = [1, 2] * 100
+    log_probs = torch.eye(3)[tokens].log_softmax(dim=-1)
+    assert align(log_probs, tokens, blank_id=0) == [(t, t + 1) for t in range(200)]
