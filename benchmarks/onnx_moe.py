@@ -6,8 +6,8 @@
 The layer (D 256, H 1024, 8 experts, 2 of them per frame, random routing) with N frames, as exported (an operator per
 expert, which gets the frames that chose it), with all experts on all frames and weights of zero, and the dense layer of
 the same sizes. The encoder (conv2d, 3 blocks of that size) whole over 12 s and as a stream, a chunk of 16 frames after
-64 cached ones, with experts and dense. Ratios are medians of wall times on one thread;
-repetitions alternate.
+64 cached ones, with experts and dense. Ratios are medians of CPU times on one thread; repetitions
+alternate.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class AllExperts(nn.Module):
 
 
 def layers(folder: Path) -> dict[str, float]:
-    """Wall time of the layer's forms over torch's."""
+    """CPU time of the layer's forms over torch's, and of experts over dense in each."""
     experts = MoEFFN(D, H, activation("swish"), EXPERTS, 2).eval()
     dense = FeedForward(D, H, activation("swish")).eval()
     graphs = {"onnx": SparseExperts(experts), "onnx_all_experts": AllExperts(experts), "onnx_dense": dense}
@@ -61,16 +61,18 @@ def layers(folder: Path) -> dict[str, float]:
     figures = {}
     for n in FRAMES:
         x = torch.randn(1, n, D)
-        candidates = {"torch": lambda x=x: experts(x), **{k: lambda g=g, x=x: g(x) for k, g in run.items()}}
-        times = alternate(candidates, repetitions=7, seconds=2, warm_up=3)
-        for name in run:
-            figures[f"layer_{n}_{name}_vs_torch"] = times[name].wall_ratio(times["torch"])
-        figures[f"layer_{n}_torch_ms"] = 1000 * times["torch"].wall_s
+        candidates = {"torch": experts, "torch_dense": dense, **run}
+        times = alternate({k: lambda f=f, x=x: f(x) for k, f in candidates.items()}, 7, seconds=2, warm_up=3)
+        for name in ("onnx", "onnx_all_experts"):
+            figures[f"layer_{n}_{name}_vs_torch"] = times[name].cpu_ratio(times["torch"])
+        for where in ("torch", "onnx"):
+            figures[f"layer_{n}_moe_vs_dense_{where}"] = times[where].cpu_ratio(times[f"{where}_dense"])
+        figures[f"layer_{n}_torch_ms"] = 1000 * times["torch"].cpu_s
     return figures
 
 
 def encoders(folder: Path, blocks: int) -> dict[str, float]:
-    """Wall time of the encoder in onnxruntime over torch, and of experts over dense in each."""
+    """CPU time of the encoder in onnxruntime over torch, and of experts over dense in each."""
     sizes = {"output_size": D, "linear_units": H, "num_blocks": blocks, "causal": True, "use_dynamic_chunk": True}
     kinds = {"moe": {"n_expert": EXPERTS}, "dense": {"mlp_type": DENSE}}
     whole, chunk = {}, {}
@@ -90,9 +92,9 @@ def encoders(folder: Path, blocks: int) -> dict[str, float]:
     for name, candidates in (("encoder_12s", whole), ("encoder_chunk16", chunk)):
         times = alternate(candidates, repetitions=5, seconds=5, warm_up=2)
         for kind in kinds:
-            figures[f"{name}_{kind}_onnx_vs_torch"] = times[f"{kind}_onnx"].wall_ratio(times[f"{kind}_torch"])
+            figures[f"{name}_{kind}_onnx_vs_torch"] = times[f"{kind}_onnx"].cpu_ratio(times[f"{kind}_torch"])
         for where in ("torch", "onnx"):
-            figures[f"{name}_moe_vs_dense_{where}"] = times[f"moe_{where}"].wall_ratio(times[f"dense_{where}"])
+            figures[f"{name}_moe_vs_dense_{where}"] = times[f"moe_{where}"].cpu_ratio(times[f"dense_{where}"])
     return figures
 
 
