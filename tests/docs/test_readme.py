@@ -105,6 +105,9 @@ def follow(words: list[str], here: Path) -> Path:
         run(["make", "-n", *words[1:]], here)
     elif words[0].endswith("run.sh") or words[0] == "bash":
         run(["bash", *(words[1:] if words[0] == "bash" else words), "--dry-run"], here)
+    elif words[0] == "python" and words[1].startswith("benchmarks/"):
+        source = (ROOT / words[1]).read_text(encoding="utf-8")
+        assert [word for word in words if word.startswith("--") and f'"{word}"' not in source] == [], command
     elif tool(words):
         check_flags(*tool(words))
     else:
