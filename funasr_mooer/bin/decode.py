@@ -37,10 +37,10 @@ OUT/ROW.COLUMN/text and so on
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args, ways = parse(argv)
-    from funasr_mooer.train import launch
+    from funasr_mooer.train import launch, nodes
 
     outs = [Path(args.out) / way.folder for way in ways]
-    if args.nproc > 1 and not launch.is_launched():
+    if args.nproc > 1 and not nodes.is_launched():
         code = launch.launch([sys.executable, "-m", "funasr_mooer.bin.decode", *argv], args.nproc)
         if code == 0:
             for way, out in zip(ways, outs):

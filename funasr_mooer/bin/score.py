@@ -168,7 +168,9 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--normaliser", default="basic")
 
     verb = _verb(verbs, table)
-    verb.add_argument("--sweep", action="store_true", help="results of `score sweep`: models by rows, searches by columns")
+    verb.add_argument(
+        "--sweep", action="store_true", help="results of `score sweep`: models by rows, searches by columns"
+    )
     verb.add_argument("results", nargs="+", metavar="RESULT.json")
     verb.add_argument("--markdown", help="file with the block to replace")
     verb.add_argument("--block", help="NAME in <!-- results: NAME --> ... <!-- end results -->")

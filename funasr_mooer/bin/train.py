@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Any
 from funasr_mooer.bin.cli import EXIT_INTERRUPTED, run
 
 if TYPE_CHECKING:
+    from funasr_mooer.train.nodes import Nodes
+
+if TYPE_CHECKING:
     from funasr_mooer.train.progress import Decoded
 
 log = logging.getLogger(__name__)
@@ -20,7 +23,9 @@ log = logging.getLogger(__name__)
 EXAMPLES = """examples:
   funasr-mooer train --config conf/mooer.yaml --exp exp/mooer --train data/pack/train --dev data/pack/dev
   funasr-mooer train ... --nproc 8 --device cuda ++train_conf.accum_grad=4
+  funasr-mooer train ... --nproc 8 --nnodes 2 --node-rank 0 --master-addr host0     # and on host1 with --node-rank 1
   torchrun --nnodes 2 --nproc-per-node 8 -m funasr_mooer.bin.train ...
+  srun --ntasks 16 --gpus-per-task 1 funasr-mooer train ...
 
 writes EXP/config.yaml, EXP/checkpoints/step-N, EXP/last, EXP/best, EXP/model (model directories), EXP/train.log,
 EXP/metrics.jsonl, EXP/tensorboard and EXP/curves.png
@@ -31,10 +36,12 @@ EXP/metrics.jsonl, EXP/tensorboard and EXP/curves.png
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args, overrides = parse(argv)
-    from funasr_mooer.train import launch
+    from funasr_mooer.train import launch, nodes
 
-    if args.nproc > 1 and not launch.is_launched():
-        return launch.launch([sys.executable, "-m", "funasr_mooer.bin.train", *argv], args.nproc)
+    if not nodes.is_launched():
+        place = place_of(args)
+        if place.world > 1:
+            return launch.launch([sys.executable, "-m", "funasr_mooer.bin.train", *argv], place.local, place)
     launch.end_with_parent()
     return 0 if train(args, overrides) else EXIT_INTERRUPTED
 
@@ -53,9 +60,28 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--dev", nargs="+", default=[], metavar="PACK", help="packs to validate on")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or musa")
     parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, one per device")
+    hosts = parser.add_argument_group("several hosts", "the same command on each; --exp on a file system they share")
+    hosts.add_argument("--nnodes", type=int, default=1, metavar="N", help="hosts, with --nproc processes each")
+    hosts.add_argument("--node-rank", type=int, metavar="N", help="which of them this is, from 0")
+    hosts.add_argument("--hostfile", metavar="FILE", help="instead: lines 'host slots=8', as DeepSpeed's")
+    hosts.add_argument("--master-addr", metavar="HOST", help="the first host's name or address")
+    hosts.add_argument("--master-port", type=int, metavar="PORT", help="a free port there (29500)")
+    # What DeepSpeed's launcher adds to every command; the environment says the same.
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
     # "++key=value" must be taken out first: it would count as another PACK.
     args = parser.parse_args([text for text in argv if not text.startswith("++")])
     return args, [text for text in argv if text.startswith("++")]
+
+
+def place_of(args: argparse.Namespace) -> Nodes:
+    """The processes of the run, and which of them belong to this host."""
+    from funasr_mooer.train import launch, nodes
+
+    if args.hostfile is not None:
+        port = args.master_port or nodes.PORT
+        return nodes.Nodes.of_hostfile(args.hostfile, args.node_rank, args.master_addr, port)
+    port = args.master_port or (launch.free_port() if args.nnodes == 1 else nodes.PORT)
+    return nodes.Nodes.alike(args.nnodes, args.node_rank, args.nproc, args.master_addr, port)
 
 
 def train(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
@@ -172,7 +198,9 @@ class DevSample:
         feats, lengths = (tensor.to(device) for tensor in model.features.batch(waveforms))
         if not hasattr(model, "prompt"):
             return model.decode(feats, lengths)
-        return model.decode(feats, lengths, task, decode_conf(model.config.get("decode_conf"), {"num_beams": 1}))
+        # The LLM alone: with the CTC head's help one that has learnt nothing would look good.
+        alone = {"num_beams": 1, "ctc_weight": 0.0}
+        return model.decode(feats, lengths, task, decode_conf(model.config.get("decode_conf"), alone))
 
 
 def keep_config(config: Mapping[str, Any], exp: Path) -> None:

@@ -15,7 +15,6 @@ from torch import Tensor
 from funasr_mooer.errors import CheckpointError
 from funasr_mooer.train.checkpoint import HIDDEN, STATE_FILE
 from funasr_mooer.train.engine import OPTIMIZER_FILE
-from funasr_mooer.train.zero import TAG
 
 
 def average(checkpoints: Sequence[Path], out: Path) -> Path:
@@ -37,7 +36,7 @@ def average(checkpoints: Sequence[Path], out: Path) -> Path:
         raise CheckpointError(f"{out}: no checkpoints to average")
     temporary = out.with_name(f"{HIDDEN}{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    skipped = shutil.ignore_patterns("*.safetensors", OPTIMIZER_FILE, STATE_FILE, TAG)
+    skipped = shutil.ignore_patterns("*.safetensors", OPTIMIZER_FILE, STATE_FILE)
     shutil.copytree(checkpoints[0], temporary, ignore=skipped)
     files = sorted(path.relative_to(checkpoints[0]) for path in checkpoints[0].rglob("*.safetensors"))
     if not files:

@@ -26,7 +26,6 @@ from safetensors import SafetensorError
 
 from funasr_mooer.errors import CheckpointError
 from funasr_mooer.train.engine import OPTIMIZER_FILE, Engine
-from funasr_mooer.train.zero import TAG
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +109,7 @@ class Checkpoints:
 
     def latest(self) -> Path | None:
         """The newest checkpoint that holds optimiser states."""
-        return next((p for p in reversed(self.all()) if (p / OPTIMIZER_FILE).is_file() or (p / TAG).is_dir()), None)
+        return next((p for p in reversed(self.all()) if (p / OPTIMIZER_FILE).is_file()), None)
 
     def ranked(self) -> list[Path]:
         """Validated checkpoints, best first; those of the last stage go before those of earlier ones."""
@@ -191,7 +190,6 @@ class Checkpoints:
                 _remove(path)
             elif path not in newest:
                 (path / OPTIMIZER_FILE).unlink(missing_ok=True)
-                shutil.rmtree(path / TAG, ignore_errors=True)
 
     def _link(self) -> None:
         for name, target in (("last", next(reversed(self.all()), None)), ("best", self.best())):

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import os
 import pickle
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from funasr_mooer.errors import CheckpointError
 from funasr_mooer.train.stages import DTYPES, TrainConf
 
 OPTIMIZER_FILE = "optimizer.pt"
+MOMENTS = ("exp_avg", "exp_avg_sq")  # AdamW's, each of the shape of its parameter
+MASTER = "master"  # beside them, where the model itself has less precision than the optimiser
 
 
 class Engine:
@@ -33,6 +36,7 @@ class Engine:
         world: number of processes.
         device: where the model is.
         dtype: of the forward pass; parameters keep their own.
+        splits_parameters: whether a process holds only a share of each parameter, so that all must make the same calls.
         module: the model itself.
         optimizer: of the current stage.
 
@@ -41,6 +45,8 @@ class Engine:
         dtype: None for bfloat16 where the device is good at it.
         find_unused_parameters: let DDP look for trained parameters without gradient in each batch.
     """
+
+    splits_parameters = False
 
     def __init__(self, name: str = "auto", dtype: torch.dtype | None = None, find_unused_parameters: bool = False):
         from accelerate import Accelerator
@@ -64,9 +70,9 @@ class Engine:
         """Whether this process writes files and logs."""
         return self.rank == 0
 
-    def place(self, module: nn.Module) -> nn.Module:
-        """Move the model to the device, before any optimiser sees its parameters."""
-        self.module = devices.place(module, self.device)
+    def place(self, module: nn.Module, stored: Sequence[str] = ()) -> nn.Module:
+        """Move the model to the device, before any optimiser sees its parameters; ``stored`` parts go to checkpoints."""
+        self.module, self.stored = devices.place(module, self.device), stored
         return self.module
 
     def start(self, optimizer: torch.optim.Optimizer, clip: float) -> None:
@@ -86,11 +92,15 @@ class Engine:
         Returns:
             the loss, the statistics and the weight, as the model returned them, detached.
         """
-        with contextlib.nullcontext() if last else self.accelerator.no_sync(self.model):
+        with self.gradients_meet(last):
             with devices.autocast(self.device, self.dtype):
                 loss, stats, weight = self.model(**self.move(inputs))
             (loss * scale * self.world).backward()
         return loss.detach(), stats, weight
+
+    def gradients_meet(self, now: bool) -> contextlib.AbstractContextManager:
+        """Inside, a backward pass adds up the gradients of all processes, or leaves that to a later one."""
+        return contextlib.nullcontext() if now else self.accelerator.no_sync(self.model)
 
     def gradient_norm(self) -> Tensor:
         """Norm of all gradients, 0-dim; those above the stage's ``clip`` are scaled down to it."""
@@ -130,13 +140,17 @@ class Engine:
 
     @contextlib.contextmanager
     def whole_parameters(self) -> Iterator[None]:
-        """Inside, every process holds every trained parameter whole (they always are, but under ZeRO-3)."""
+        """Inside, every process holds the parameters of the parts that are stored whole (here they always are)."""
         yield
 
     def save_state(self, directory: Path, extra: Mapping[str, Any]) -> None:
-        """Write what only resuming needs into ``directory``; called on every process."""
+        """Write what only resuming needs into ``directory``; called on every process.
+
+        Whatever engine and however many processes wrote it, any other engine on any number can go on from it.
+        """
+        state = self.optimizer_state()
         if self.is_main:
-            torch.save({"optimizer": self.optimizer.state_dict(), **extra}, directory / OPTIMIZER_FILE)
+            torch.save({"optimizer": state, **extra}, directory / OPTIMIZER_FILE)
 
     def load_state(self, directory: Path) -> dict[str, Any]:
         """Put back the optimiser; returns the ``extra`` of :meth:`save_state`.
@@ -148,13 +162,31 @@ class Engine:
         try:
             state = torch.load(file, map_location="cpu", weights_only=True)
             mine = [group["full_lr"] for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(state.pop("optimizer"))
+            self.set_optimizer_state(state.pop("optimizer"))
         except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
             text = str(error).splitlines()[0]
             raise CheckpointError(f"{file}: does not fit this run ({text}); were stages or parts changed?") from error
         for group, rate in zip(self.optimizer.param_groups, mine, strict=True):
             group["full_lr"] = rate  # a rate changed in the config counts from here on
         return state
+
+    def optimizer_state(self) -> dict[str, Any]:
+        """What torch's ``Optimizer.state_dict`` holds, with whole tensors; complete on the first process at least."""
+        return self.optimizer.state_dict()
+
+    def set_optimizer_state(self, state: dict[str, Any]) -> None:
+        """Take over an :meth:`optimizer_state`.
+
+        Raises:
+            ValueError: it belongs to other parameters.
+        """
+        groups = [group["params"] for group in self.optimizer.param_groups]
+        check_fits(state, [[param.shape for param in group] for group in groups])
+        for number, param in enumerate(itertools.chain(*groups)):
+            own = state["state"].get(number, {})
+            if MASTER in own:  # the parameter itself in float32: ZeRO trained in bfloat16
+                param.data.copy_(own.pop(MASTER))
+        self.optimizer.load_state_dict(state)
 
     def close(self) -> None:
         """Leave the process group.
@@ -168,11 +200,30 @@ class Engine:
         self.accelerator.end_training()
 
 
-def build_engine(device: str, conf: TrainConf) -> Engine:
-    """The engine that a config asks for: plain or DDP, or DeepSpeed."""
-    dtype = DTYPES[conf.dtype]
-    if not conf.use_deepspeed:
-        return Engine(device, dtype, conf.find_unused_parameters)
-    from funasr_mooer.train.zero import ZeroEngine
+def check_fits(state: Mapping[str, Any], shapes: Sequence[Sequence[torch.Size]]) -> None:
+    """Whether a saved state belongs to parameters of these shapes, group by group; torch itself looks at numbers only.
 
-    return ZeroEngine(device, dtype, conf.deepspeed_config)
+    Raises:
+        ValueError: it does not.
+    """
+    saved = [len(group["params"]) for group in state["param_groups"]]
+    if saved != [len(group) for group in shapes]:
+        raise ValueError(f"groups of {saved} parameters were saved, {[len(group) for group in shapes]} are trained")
+    for number, shape in enumerate(itertools.chain(*shapes)):
+        moment = state["state"].get(number, {}).get(MOMENTS[0])
+        if moment is not None and moment.shape != shape:
+            raise ValueError(f"parameter {number} has the shape {tuple(shape)}, the saved one {tuple(moment.shape)}")
+
+
+def build_engine(device: str, conf: TrainConf) -> Engine:
+    """The engine that a config asks for: plain or DDP, DeepSpeed, or FSDP2."""
+    dtype = DTYPES[conf.dtype]
+    if conf.use_deepspeed:
+        from funasr_mooer.train.zero import ZeroEngine
+
+        return ZeroEngine(device, dtype, conf.deepspeed_config)
+    if conf.use_fsdp:
+        from funasr_mooer.train.fsdp import FsdpEngine
+
+        return FsdpEngine(device, dtype)
+    return Engine(device, dtype, conf.find_unused_parameters)

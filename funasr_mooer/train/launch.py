@@ -8,31 +8,34 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+
+from funasr_mooer.train.nodes import Nodes
 
 GRACE_S = 60.0  # time to write a checkpoint after a signal
 STOPPED = 130  # exit status of a run that was asked to stop, and saved
 
 
-def is_launched() -> bool:
-    """Whether this process was started as one of several (by :func:`launch`, torchrun or another launcher)."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def launch(command: Sequence[str], nproc: int, extra: Mapping[str, str] | None = None) -> int:
+def launch(command: Sequence[str], nproc: int, nodes: Nodes | None = None) -> int:
     """Run ``command`` as ``nproc`` processes that find each other; returns the first failing exit status, or 0.
 
     When one fails the others are ended. SIGINT and SIGTERM are handed on once, and the processes may save first.
     If this process is killed, they end too.
+
+    Args:
+        command: program and arguments.
+        nproc: processes on this host.
+        nodes: of a run on several hosts: what the others do. When they fail, their connections break, and so do ours.
     """
-    environment = {**os.environ, "WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc), **(extra or {})}
-    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    nodes = nodes or Nodes(nproc, 0, nproc, "127.0.0.1", free_port())
+    environment = {**os.environ, "WORLD_SIZE": str(nodes.world), "LOCAL_WORLD_SIZE": str(nproc)}
+    environment |= {"MASTER_ADDR": nodes.master_addr, "MASTER_PORT": str(nodes.master_port)}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // nproc)))
     processes = []
     previous = {}
     try:
-        for rank in range(nproc):
-            ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "FUNASR_MOOER_PARENT_PIPE": "1"}
+        for local in range(nproc):
+            ranks = {"RANK": str(nodes.first_rank + local), "LOCAL_RANK": str(local), "FUNASR_MOOER_PARENT_PIPE": "1"}
             # Own sessions: a Ctrl-C reaches only us, so each process is asked to stop once, not twice.
             processes.append(
                 subprocess.Popen(command, env=environment | ranks, stdin=subprocess.PIPE, start_new_session=True)
@@ -53,6 +56,14 @@ def end_with_parent() -> None:
     """In a process started by :func:`launch`: end at once if the launcher is gone."""
     if os.environ.pop("FUNASR_MOOER_PARENT_PIPE", None):
         threading.Thread(target=_watch_stdin, daemon=True).start()
+
+
+def launch_alone() -> None:
+    """Make a process that nobody launched a group of one, for engines that always need a group."""
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1"}
+    for key, value in alone.items():
+        os.environ.setdefault(key, str(value))
+    os.environ.setdefault("MASTER_PORT", str(free_port()))
 
 
 def free_port() -> int:

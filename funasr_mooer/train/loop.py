@@ -42,7 +42,8 @@ class Trainer:
     """Runs the stages of a config, from wherever the experiment stands.
 
     Args:
-        model: honours the model contract: ``forward``, ``parts``, ``train_parts``, ``load_parts``.
+        model: honours the model contract: ``forward``, ``parts``, ``train_parts``, ``load_parts``. With a
+            ``take_figures(total)`` it tells at each log line what it counted; ``total`` adds up over processes.
         loader: training data.
         engine: processes and device.
         conf: train_conf.
@@ -65,9 +66,12 @@ class Trainer:
         dev: Loader | None = None,
         decode: DecodeSample | None = None,
     ):
-        self.model, self.loader, self.engine, self.conf, self.stages = engine.place(model), loader, engine, conf, stages
-        self.exp, self.write_model, self.dev, self.decode = exp, write_model, dev, decode
         self.stored = trained_parts(model, stages)
+        self.model, self.loader, self.engine = engine.place(model, self.stored), loader, engine
+        self.conf, self.stages = conf, stages
+        self.exp, self.write_model, self.dev, self.decode = exp, write_model, dev, decode
+        if conf.ema and engine.splits_parameters:
+            raise ConfigError("train_conf.ema: ZeRO-3 and FSDP2 split what it averages; use ZeRO-2 or ema: 0")
         self.default_parts = trainable_parts(model)
         self.checkpoints = Checkpoints(exp, conf.keep_nbest_models, conf.ranking)
         self.state = TrainState(seed=conf.seed, world=engine.world, commit=commit(), versions=versions())
@@ -215,6 +219,8 @@ class Trainer:
             values["mfu"] = values["tflops"] / (peak * self.engine.world)
         values |= {"gib": devices.peak_memory_gib(self.engine.device), "epoch": self.state.epoch}
         self.progress.step(self.state.step, values)
+        if hasattr(self.model, "take_figures"):  # on every process: they are summed
+            self.progress.figures(self.state.step, *self.model.take_figures(self.engine.sum))
         self.sums, self.clock = Sums(), time.monotonic()
 
     def _save(self, validated: bool) -> None:
@@ -256,6 +262,10 @@ class Trainer:
             self.checkpoints.open()
         self.engine.barrier()
         path = self.checkpoints.latest()
+        if len(set(self.engine.gather(path and path.name))) > 1:
+            raise CheckpointError(
+                f"{self.exp}: not all processes see the same checkpoints; --exp must be on a file system that all hosts share"
+            )
         if path is None:
             return None
         state = TrainState.read(path)

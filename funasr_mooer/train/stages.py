@@ -28,12 +28,14 @@ class OptimConf:
         weight_decay: for matrices; biases and norms never decay.
         betas: decay of the two moments.
         eps: added to the root of the second moment.
+        lora_plus: how many times faster than A the matrices B of LoRA learn; LoRA+ (arXiv 2402.12354) proposes 16.
     """
 
     lr: Any = 1e-4
     weight_decay: float = 0.0
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     eps: float = 1e-8
+    lora_plus: float = 1.0
 
     def lr_of(self, part: str) -> float:
         """The full learning rate of one part.
@@ -118,6 +120,7 @@ class TrainConf:
         compile: compile the layers of the LLM with torch.compile.
         use_deepspeed: train with DeepSpeed.
         deepspeed_config: its JSON file.
+        use_fsdp: train with FSDP2, which splits parameters, gradients and optimiser states over the processes.
     """
 
     stages: list[dict] = field(default_factory=list)
@@ -147,8 +150,11 @@ class TrainConf:
     compile: bool = False
     use_deepspeed: bool = False
     deepspeed_config: str | None = None
+    use_fsdp: bool = False
 
     def __post_init__(self) -> None:
+        if self.use_deepspeed and self.use_fsdp:
+            raise ConfigError("train_conf: use_deepspeed and use_fsdp are two ways to split a model; choose one")
         if self.dtype not in DTYPES:
             raise ConfigError(f"train_conf.dtype: '{self.dtype}' is not known{suggest(self.dtype, DTYPES)}")
         if not 0 <= self.ema < 1:
@@ -239,18 +245,26 @@ def trainable_parts(model: nn.Module) -> list[str]:
 
 
 def build_optimizer(model: nn.Module, parts: list[str], optim: OptimConf) -> torch.optim.AdamW:
-    """AdamW with groups per part (matrices, and what does not decay); ``group["full_lr"]`` holds each full rate."""
+    """AdamW with groups per part (matrices, LoRA's B, what does not decay); ``group["full_lr"]`` holds each full rate."""
     groups, seen = [], set()
+    faster = {id(p) for name, p in model.named_parameters() if ".lora_B." in name} if optim.lora_plus != 1 else set()
     for part in parts:
         params = [p for p in model.parts[part] if p.requires_grad and id(p) not in seen]
         seen.update(map(id, params))
-        for decays in (True, False):
-            chosen = [p for p in params if (p.ndim > 1) == decays]
+        for decays, is_faster in ((True, False), (True, True), (False, False)):
+            chosen = [p for p in params if _is_matrix(p) == decays and (id(p) in faster) == is_faster]
             if chosen:
-                lr, decay = optim.lr_of(part), optim.weight_decay if decays else 0.0
-                groups.append({"params": chosen, "part": part, "lr": lr, "full_lr": lr, "weight_decay": decay})
+                lr = optim.lr_of(part) * (optim.lora_plus if is_faster else 1)
+                decay = optim.weight_decay if decays else 0.0
+                name = f"{part}_B" if is_faster else part
+                groups.append({"params": chosen, "part": name, "lr": lr, "full_lr": lr, "weight_decay": decay})
     if not groups:
         raise ConfigError(
             f"train_conf: nothing to train among the parts {', '.join(model.parts)}; name some in 'train'"
         )
     return torch.optim.AdamW(groups, betas=tuple(optim.betas), eps=optim.eps)
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether a parameter has rows and columns; one that ZeRO-3 has split since an earlier stage is flat and empty."""
+    return len(getattr(parameter, "ds_shape", parameter.shape)) > 1

@@ -56,8 +56,10 @@ def validate(
     metrics = weighted_means(stats, weights, engine) if dev is not None else {}
     texts: list[Decoded] = []
     if decode is not None:
+        # Answers differ in length. Where a step of one process needs the others' shares, all decode the same.
+        share = (0, 1) if engine.splits_parameters else (engine.rank, engine.world)
         with compiling_nothing():
-            answers = list(decode(model, engine.rank, engine.world))
+            answers = list(decode(model, *share))
         shares = engine.gather(answers)
         texts = sorted({(text.task, text.utt_id): text for own in shares for text in own}.values())
         metrics |= decode.score(texts)

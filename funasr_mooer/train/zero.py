@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from funasr_mooer import device as devices
-from funasr_mooer.errors import CheckpointError, ConfigError, DependencyError
-from funasr_mooer.train.engine import Engine
-from funasr_mooer.train.launch import free_port
+from funasr_mooer.errors import ConfigError, DependencyError
+from funasr_mooer.train.engine import MASTER, MOMENTS, Engine, check_fits
+from funasr_mooer.train.launch import launch_alone
 
-TAG = "deepspeed"
 OURS = ("optimizer", "scheduler", "gradient_clipping", "train_batch_size", "gradient_accumulation_steps")
 
 
@@ -42,9 +41,7 @@ class ZeroEngine(Engine):
             raise ConfigError(f"{config_file}: is not JSON ({error})") from error
         device = devices.resolve(name)
         self.deepspeed = _import_deepspeed(device)
-        for key, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0), ("MASTER_ADDR", "127.0.0.1")):
-            os.environ.setdefault(key, str(value))
-        os.environ.setdefault("MASTER_PORT", str(free_port()))
+        launch_alone()
         super().__init__(name, dtype)
         if not torch.distributed.is_initialized():
             torch.distributed.init_process_group(devices.collective_backend(self.device))
@@ -55,12 +52,15 @@ class ZeroEngine(Engine):
         config = {key: value for key, value in config.items() if key not in OURS}
         config |= {"bf16": {**config.get("bf16", {}), "enabled": bool(half)}, "steps_per_print": 10**9}
         config |= {"train_micro_batch_size_per_gpu": 1, "zero_allow_untested_optimizer": True}
+        config.setdefault("zero_force_ds_cpu_optimizer", False)  # offloaded states too are stepped by our AdamW
         self.config = config
-        self.stage = config.get("zero_optimization", {}).get("stage", 0)
+        self.splits_parameters = config.get("zero_optimization", {}).get("stage", 0) == 3
 
     def start(self, optimizer: torch.optim.Optimizer, clip: float) -> None:
         """Begin a stage with a new DeepSpeed engine around the model."""
         config = {**self.config, "gradient_clipping": clip}
+        self.params = [param for group in optimizer.param_groups for param in group["params"]]
+        self.blank = optimizer.state_dict()  # DeepSpeed puts flat shares in their place
         self.model, self.optimizer, _, _ = self.deepspeed.initialize(
             model=self.module, optimizer=optimizer, config=config, dist_init_required=False
         )
@@ -86,35 +86,88 @@ class ZeroEngine(Engine):
 
     @contextlib.contextmanager
     def whole_parameters(self) -> Iterator[None]:
-        """Inside, trained parameters that ZeRO-3 has split are whole on every process."""
-        if self.stage < 3:
+        """Inside, stored parameters that ZeRO-3 has split are whole on every process."""
+        if not self.splits_parameters:
             yield
             return
-        with self.deepspeed.zero.GatheredParameters([p for p in self.module.parameters() if p.requires_grad]):
+        parts = self.module.parts
+        with self.deepspeed.zero.GatheredParameters([param for name in self.stored for param in parts[name]]):
             yield
 
-    def save_state(self, directory: Path, extra: Mapping[str, Any]) -> None:
-        """Each process writes its share of the optimiser states into ``directory/deepspeed``."""
-        self.model.save_checkpoint(
-            str(directory), tag=TAG, client_state=dict(extra), save_latest=False, exclude_frozen_parameters=True
-        )
+    # -- the optimiser's state, whole: so that another number of processes, or another engine, can go on ----------
 
-    def load_state(self, directory: Path) -> dict[str, Any]:
-        """Put back weights and optimiser states.
+    def optimizer_state(self) -> dict[str, Any]:
+        """See :meth:`Engine.optimizer_state`; one parameter after the other is put together from its shares."""
+        if not self._has_shares():
+            return super().optimizer_state()
+        step = next(state["step"] for state in self._inner().state.values() if "step" in state)
+        self._link_moments()
+        states = {}
+        for number, param in enumerate(self.params):
+            whole = {key: self.deepspeed.utils.safe_get_full_optimizer_state(param, key) for key in MOMENTS}
+            if self.dtype != torch.float32:
+                whole[MASTER] = self.deepspeed.utils.safe_get_full_fp32_param(param)
+            if self.is_main:
+                states[number] = {"step": torch.tensor(float(step)), **{k: v.cpu() for k, v in whole.items()}}
+        return {**self.blank, "state": states}
 
-        Raises:
-            CheckpointError: written with another number of processes, or damaged.
+    def set_optimizer_state(self, state: dict[str, Any]) -> None:
+        """See :meth:`Engine.set_optimizer_state`; every process takes its shares."""
+        if not self._has_shares():
+            super().set_optimizer_state(state)
+            return
+        shapes = iter([getattr(param, "ds_shape", param.shape) for param in self.params])
+        check_fits(state, [[next(shapes) for _ in group["params"]] for group in self.blank["param_groups"]])
+        step = max((own["step"] for own in state["state"].values()), default=torch.tensor(0.0))
+        for flat in self._flat_shares():
+            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+            self._inner().state[flat] = {"step": step.clone(), **zeros}
+        self._link_moments()
+        for number, param in enumerate(self.params):
+            for key, whole in state["state"].get(number, {}).items():
+                if key != "step":
+                    self._set(param, key, whole.to(self.device))
+
+    def _set(self, param: nn.Parameter, key: str, whole: Tensor) -> None:
+        """Hand a process its share of one moment, or of the float32 weights."""
+        utils = self.deepspeed.utils
+        if self.splits_parameters:  # DeepSpeed's own way to cut would stumble over the padding of the last share
+            size = param.partition_numel()
+            whole = nn.functional.pad(whole.flatten(), (0, size * self.world - whole.numel()))
+            whole = whole.narrow(0, size * self.rank, size)
+            to_moment, to_weights = utils.safe_set_local_optimizer_state, utils.safe_set_local_fp32_param
+        else:
+            to_moment, to_weights = utils.safe_set_full_optimizer_state, utils.safe_set_full_fp32_param
+        if key == MASTER:
+            to_weights(param, whole)
+        else:
+            to_moment(param, whole, key)
+
+    def _has_shares(self) -> bool:
+        """Whether DeepSpeed keeps the states in flat shares: ZeRO-0 in float32 does not."""
+        return self.splits_parameters or hasattr(self.params[0], "_hp_mapping")
+
+    def _inner(self) -> torch.optim.Optimizer:
+        """torch's optimiser of the flat shares."""
+        return self.optimizer.optimizer
+
+    def _flat_shares(self) -> list[Tensor]:
+        """The tensors that torch's optimiser steps; ZeRO-3 hands them to it only while it does."""
+        if self.splits_parameters:
+            return self.optimizer.fp32_partitioned_groups_flat
+        return [flat for group in self._inner().param_groups for flat in group["params"]]
+
+    def _link_moments(self) -> None:
+        """Tell ZeRO-1 and 2 where in the flat shares each parameter's moments are.
+
+        They do so themselves in the first step, but only for groups that were stepped by then.
         """
-        try:
-            path, extra = self.model.load_checkpoint(str(directory), tag=TAG, load_module_strict=False)
-        except (OSError, RuntimeError, ValueError, KeyError, AssertionError) as error:
-            text = str(error).splitlines()[0]
-            raise CheckpointError(
-                f"{directory / TAG}: cannot be resumed with {self.world} processes ({text})"
-            ) from error
-        if path is None:
-            raise CheckpointError(f"{directory / TAG}: holds no DeepSpeed state")
-        return extra
+        if self.splits_parameters:
+            return
+        zero = self.optimizer
+        members_of = zero.bit16_groups if hasattr(zero, "bit16_groups") else zero.bf16_groups
+        for members, group in zip(members_of, self._inner().param_groups, strict=True):
+            self.deepspeed.utils.lazy_init_hp_params_optimizer_state(members, group["params"][0], self._inner().state)
 
 
 def _import_deepspeed(device: torch.device) -> Any:

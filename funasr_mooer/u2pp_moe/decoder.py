@@ -303,7 +303,9 @@ class DecoderLayer(nn.Module):
     def _finish(
         self, x: Tensor, memory: tuple[Tensor, Tensor], memory_bias: Tensor | None, real: Tensor | None
     ) -> Tensor:
-        y = self.norm2(x).reshape(memory[0].shape[0], -1, x.shape[2])  # (B, C * N, D): candidates ask one audio together
+        y = self.norm2(x).reshape(
+            memory[0].shape[0], -1, x.shape[2]
+        )  # (B, C * N, D): candidates ask one audio together
         x = x + self.dropout(self.src_attn(y, *memory, memory_bias)).view_as(x)
         return x + self.dropout(self.feed_forward(self.norm3(x), real))
 

@@ -173,6 +173,15 @@ def test_truncated_packs_are_refused(pack_dir, tmp_path, name):
         Pack(copy)
 
 
+def test_a_shard_that_vanishes_while_its_pack_is_open_is_named(pack_dir, tmp_path):
+    copy = tmp_path / "pack"
+    shutil.copytree(pack_dir, copy)
+    pack = Pack(copy)
+    (copy / "shard_000000.tar").unlink()
+    with pytest.raises(DataError, match=r"shard_000000\.tar: was there when the pack was opened.*put it back and run"):
+        pack.samples(0)
+
+
 @pytest.mark.parametrize("keep", [100, 1500, 40000, -512])
 def test_truncated_tars_are_refused(fakes, tmp_path, keep):
     path = tar_of(tmp_path / "a.tar", [("a.txt", b"a"), ("a.wav", wav(fakes)), ("b.txt", b"b"), ("b.wav", wav(fakes))])

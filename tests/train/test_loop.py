@@ -151,6 +151,16 @@ def test_the_optimiser_has_a_group_per_part_and_no_decay_for_biases():
     ]  # fmt: skip
 
 
+def test_lora_plus_lets_b_learn_faster_than_a():
+    layer = torch.nn.ModuleDict({"lora_A": ToyModel().lora, "lora_B": ToyModel().lora})
+    model = torch.nn.Module()
+    model.layer, model.parts = layer, {"lora": [p for p in layer.parameters() if p.ndim > 1]}
+    _, [stage] = read_stages({"optim_conf": {"lr": 1e-4, "lora_plus": 16}})
+    a, b = build_optimizer(model, ["lora"], stage.optim).param_groups
+    assert (a["params"][0] is layer["lora_A"].weight, a["lr"]) == (True, 1e-4)
+    assert (b["params"][0] is layer["lora_B"].weight, b["full_lr"]) == (True, 16e-4)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

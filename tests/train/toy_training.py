@@ -14,10 +14,10 @@ from torch import nn
 
 from funasr_mooer import device as devices
 from funasr_mooer.train import loop
-from funasr_mooer.train.engine import Engine
+from funasr_mooer.train.engine import build_engine
 from funasr_mooer.train.launch import STOPPED, free_port
 from funasr_mooer.train.loop import Trainer
-from funasr_mooer.train.stages import DTYPES, read_stages
+from funasr_mooer.train.stages import read_stages
 
 VOCAB, DIM = 11, 8
 
@@ -115,12 +115,12 @@ def make_trainer(
     dev=False,
     decode=None,
     write=write_toy,
-    engine=None,
     **sections,
 ):
     """A trainer of the toy; ``conf`` is train_conf, ``sections`` are the other sections of a config."""
-    conf, stages = read_stages({"train_conf": {"tensorboard": False, "log_interval": 4, **conf}, **sections})
-    engine = engine or Engine("cpu", DTYPES[conf.dtype] or torch.float32)
+    defaults = {"tensorboard": False, "log_interval": 4, "dtype": "float32"}
+    conf, stages = read_stages({"train_conf": {**defaults, **conf}, **sections})
+    engine = build_engine("cpu", conf)
     devices.seed_all(conf.seed)
     loader = ToyLoader(utts, size, hook=hook)
     dev = ToyLoader(12, 2) if dev else None
@@ -146,7 +146,6 @@ def run_process(options, env):
     loop.draw_curves = lambda *_: None
     options = dict(options)
     traps = {name: options.pop(name, None) for name in ("kill_at", "term_at", "kill_in_save")}
-    deepspeed = options.pop("deepspeed", None)
 
     def hook(epoch, number, batch):
         if number in (traps["kill_at"], traps["term_at"]):
@@ -159,10 +158,6 @@ def run_process(options, env):
             os.kill(os.getpid(), signal.SIGKILL)
         write_toy(model, directory, names)
 
-    if deepspeed is not None:
-        from funasr_mooer.train.zero import ZeroEngine
-
-        options["engine"] = ZeroEngine("cpu", torch.float32, deepspeed)
     trainer = make_trainer(**options, hook=hook, write=write)
     finished = trainer.run()
     trainer.engine.close()
