@@ -22,7 +22,7 @@ demo-u2pp: setup ## the same speech for U2++ MoE beside its dense twin, streamin
 	@PYTHON=$(bin)/python bash egs/mini/u2pp_moe/run.sh
 
 test: setup ## every test that takes seconds (pytest -m slow runs the others)
-	@$(bin)/python -m pytest -q
+	@$(bin)/python -m pytest -q -n 2 --dist worksteal
 
 lint: setup ## ruff check, ruff format --check, shellcheck
 	@$(bin)/ruff check -q . && $(bin)/ruff format --check -q .

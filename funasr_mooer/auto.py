@@ -10,13 +10,13 @@ from typing import Any
 import funasr
 
 from funasr_mooer import device as devices
+from funasr_mooer.border.build import build_model
+from funasr_mooer.border.parts import Parts
 from funasr_mooer.config import suggest
 from funasr_mooer.errors import CheckpointError, ConfigError
 from funasr_mooer.model_dir import read_model_dir
 from funasr_mooer.mooer import release
-from funasr_mooer.mooer.border import build_model
 from funasr_mooer.mooer.generate import DECODE_KEYS
-from funasr_mooer.mooer.parts import Parts
 from funasr_mooer.u2pp_moe.search import DECODE_KEYS as U2PP_DECODE_KEYS
 
 # What may be given to generate() beside the decoding settings: ours, then FunASR's.

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from funasr_mooer.border.parts import Parts
 from funasr_mooer.config import load_config, override, save_config
 from funasr_mooer.errors import CheckpointError
-from funasr_mooer.mooer.parts import Parts
 
 # Every place in a config that may name a file or folder.
 PATH_KEYS = (

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from funasr_mooer.auto import AutoModel, locate
+from funasr_mooer.border.build import build_model
 from funasr_mooer.errors import CheckpointError, ConfigError, DeviceError
 from funasr_mooer.model_dir import write_model_dir
-from funasr_mooer.mooer.border import build_model
 
 
 @pytest.fixture

@@ -73,7 +73,7 @@ def test_configs_are_found():
 @pytest.mark.parametrize("path", SYSTEMS, ids=name)
 def test_a_system_builds_and_takes_a_training_step(path, tiny_tokenizers):
     from funasr_mooer.auto import build_model
-    from funasr_mooer.mooer.border import SECTIONS
+    from funasr_mooer.border.build import SECTIONS
 
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert set(raw) <= set(SECTIONS)
@@ -137,7 +137,7 @@ def a_batch(model) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("path", [path for path in FOUND if path not in SYSTEMS], ids=name)
 def test_what_is_no_system_holds_decoding_settings_or_sections_of_one(path, tiny_llm):
-    from funasr_mooer.mooer.border import SECTIONS
+    from funasr_mooer.border.build import SECTIONS
     from funasr_mooer.mooer.prompt import Prompt
     from funasr_mooer.mooer.tokenizer import MooerTokenizer
 

@@ -82,8 +82,8 @@ def config(tiny_llm):
 @pytest.fixture(scope="module")
 def model_dir(config, tmp_path_factory):
     """The model directory of an untrained model."""
+    from funasr_mooer.border.build import build_model
     from funasr_mooer.model_dir import write_model_dir
-    from funasr_mooer.mooer.border import build_model
 
     folder = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
@@ -176,8 +176,8 @@ def test_code_for_cuda_alone_and_forgotten_moves_fail_here():
 @pytest.mark.parametrize("name", ["auto", "musa"])
 def test_parameters_stay_the_same_objects_and_tied_embeddings_tied(name, model_dir):
     from funasr_mooer.auto import load_model
+    from funasr_mooer.border.build import build_model
     from funasr_mooer.model_dir import read_model_dir
-    from funasr_mooer.mooer.border import build_model
 
     llm = load_model(model_dir, name).llm.model
     assert llm.get_output_embeddings().weight is llm.get_input_embeddings().weight
@@ -226,7 +226,7 @@ def test_an_encoder_hears_and_learns_the_same(layout):
 @pytest.fixture
 def u2pp_moe(tmp_path):
     """Builds a tiny U2++ MoE, the same each time, on a device."""
-    from funasr_mooer.mooer.border import build_model
+    from funasr_mooer.border.build import build_model
     from funasr_mooer.u2pp_moe.tokenizer import write_units
 
     write_units(["<blank>", "<unk>", "<sos/eos>", *"abcd"], tmp_path / "units.txt")

@@ -9,10 +9,10 @@ import soundfile
 import torch
 
 from funasr_mooer import weights
+from funasr_mooer.border.build import build_model
 from funasr_mooer.data.kaldi_dir import Utterance, read_kaldi_dir, write_kaldi_dir
 from funasr_mooer.data.pack_writer import write_pack
 from funasr_mooer.model_dir import write_model_dir
-from funasr_mooer.mooer.border import build_model
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
 
 

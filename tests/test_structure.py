@@ -13,8 +13,8 @@ ROWS = [
     {"config", "device", "errors", "weights"},
     {"modules"},
     {"encoders", "data"},
-    {"mooer"},  # also what both systems share: parts and the border to FunASR
-    {"u2pp_moe", "speech_out"},
+    {"border"},  # what the systems share: models of parts, FunASR's config and inputs
+    {"mooer", "u2pp_moe", "speech_out"},
     {"train", "score"},
     {"bin"},
 ]
@@ -25,7 +25,7 @@ BASE = ROWS[0]  # single files: they may import each other
 IMPORT_FUNASR = {
     "auto.py",
     "encoders/paraformer.py",
-    "mooer/border.py",
+    "border/build.py",
     "mooer/ctc_model.py",
     "mooer/model.py",
     "plugin.py",

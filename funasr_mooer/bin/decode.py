@@ -17,8 +17,8 @@ from funasr_mooer.errors import DataError
 from funasr_mooer.score.sweep import Way, read_sweep
 
 if TYPE_CHECKING:
-    from funasr_mooer.mooer.parts import Parts
-    from funasr_mooer.mooer.transcribe import Clip
+    from funasr_mooer.border.parts import Parts
+    from funasr_mooer.border.transcribe import Clip
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def check_settings(settings: dict[str, Any], known: Sequence[str]) -> None:
 def decode(args: argparse.Namespace, ways: Sequence[Way], rank: int, world: int) -> Iterator[dict[str, Any]]:
     """This process's share of the corpus, once for each way: every world-th clip by length, so that shares take as long."""
     from funasr_mooer.auto import load_model
-    from funasr_mooer.mooer.transcribe import clips
+    from funasr_mooer.border.transcribe import clips
 
     every = clips(args.data, args.allow_pipes)
     share = sorted(every, key=lambda clip: (-clip.seconds, clip.utt_id))[rank::world]
@@ -131,7 +131,7 @@ def decode_share(
     args: argparse.Namespace, model: Parts, share: Sequence[Clip], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Results of these clips, those that have none, and the time from the first file to the last text."""
-    from funasr_mooer.mooer.transcribe import transcribe
+    from funasr_mooer.border.transcribe import transcribe
 
     problems: list[str] = []
     results: list[dict[str, Any]] = []
@@ -167,7 +167,7 @@ def write(out: Path, parts: Sequence[dict[str, Any]], way: Way, args: argparse.N
     Raises:
         DataError: more utterances than ``--max-bad`` allows could not be read.
     """
-    from funasr_mooer.mooer.transcribe import answers_only
+    from funasr_mooer.border.transcribe import answers_only
 
     results = sorted((result for part in parts for result in part["results"]), key=lambda result: result["key"])
     problems = [problem for part in parts for problem in part["problems"]]

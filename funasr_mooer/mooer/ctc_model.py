@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funasr_mooer.border import build, inputs
+from funasr_mooer.border.parts import Parts
 from funasr_mooer.config import section, suggest
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.modules.ctc import align, greedy
-from funasr_mooer.mooer import border
-from funasr_mooer.mooer.parts import Parts
 
 
 @dataclasses.dataclass
@@ -39,7 +39,7 @@ class CTCModel(Parts):
     """Encoder -> CTC over the tokenizer's vocabulary; blank is the pad token.
 
     Args:
-        config: FunASR's config, sections and built tokenizer and frontend together; see :mod:`funasr_mooer.mooer.border`.
+        config: FunASR's config, sections and built tokenizer and frontend together; see :mod:`funasr_mooer.border.build`.
 
     Attributes:
         objective: always ``ctc``.
@@ -49,15 +49,15 @@ class CTCModel(Parts):
 
     def __init__(self, **config: Any):
         super().__init__()
-        self.config = border.sections(config)
+        self.config = build.sections(config)
         self.config.setdefault("ctc_conf", {})
         self.model_conf = section(ModelConf, self.config.get("model_conf"), "model_conf")
-        self.tokenizer = border.tokenizer(config)
+        self.tokenizer = build.tokenizer(config)
         self.features = Features(self.config.get("frontend_conf"))
-        self.encoder = border.encoder(self.config, self.features.output_size())
-        self.ctc = border.ctc_head(self.config, self.encoder.output_size, self.tokenizer)
+        self.encoder = build.encoder(self.config, self.features.output_size())
+        self.ctc = build.ctc_head(self.config, self.encoder.output_size, self.tokenizer)
         self.objective = "ctc"
-        self.train_parts(["ctc"] if border.encoder_is_frozen(self.config) else ["encoder", "ctc"])
+        self.train_parts(["ctc"] if build.encoder_is_frozen(self.config) else ["encoder", "ctc"])
 
     # -- training ---------------------------------------------------------------------------------------------
 
@@ -139,4 +139,4 @@ class CTCModel(Parts):
         """
         unit = f"one encoder frame of {self.encoder.frame_ms:g} ms"
         given = (data_in, data_lengths, key, config)
-        return border.infer(self, *given, self.decode, self.encoder.output_lengths, unit, return_token_ids)
+        return inputs.infer(self, *given, self.decode, self.encoder.output_lengths, unit, return_token_ids)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from funasr_mooer.mooer.parts import Parts
+from funasr_mooer.border.parts import Parts
 
 
 @dataclass(frozen=True)

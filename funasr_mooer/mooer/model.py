@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from funasr_mooer.border import build, inputs
+from funasr_mooer.border.parts import Parts, init_part
 from funasr_mooer.config import construct, section, suggest
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
 from funasr_mooer.modules.ctc import CTCHead, greedy
 from funasr_mooer.modules.splice import splice_audio
-from funasr_mooer.mooer import border, rescore
+from funasr_mooer.mooer import rescore
 from funasr_mooer.mooer.generate import DECODE_KEYS, Answer, DecodeConf, TextCallback, decode_conf, search
-from funasr_mooer.mooer.parts import Parts, init_part
 from funasr_mooer.mooer.prompt import Prompt
 
 OBJECTIVES = ("llm", "adapter_ctc")
@@ -46,7 +47,7 @@ class MooerModel(Parts):
     """Encoder -> adapter -> ``[audio][prompt][answer]`` -> LLM.
 
     Args:
-        config: FunASR's config, sections and built tokenizer and frontend together; see :mod:`funasr_mooer.mooer.border`.
+        config: FunASR's config, sections and built tokenizer and frontend together; see :mod:`funasr_mooer.border.build`.
 
     Attributes:
         objective: what :meth:`forward` computes: ``llm``, the LLM's loss on the answers; or ``adapter_ctc``,
@@ -59,18 +60,18 @@ class MooerModel(Parts):
 
     def __init__(self, **config: Any):
         super().__init__()
-        self.config = border.sections(config)
+        self.config = build.sections(config)
         self.model_conf = section(ModelConf, self.config.get("model_conf"), "model_conf")
-        self.tokenizer = border.tokenizer(config)
+        self.tokenizer = build.tokenizer(config)
         self.prompt = Prompt(self.tokenizer, self.config.get("prompt_conf"))
         self.features = Features(self.config.get("frontend_conf"))
         self.objective = "llm"
 
-        self.encoder = border.encoder(self.config, self.features.output_size())
-        self.llm = border.llm(self.config)
-        adapter_conf, init = border.split_init(self.config.get("adapter_conf"))
+        self.encoder = build.encoder(self.config, self.features.output_size())
+        self.llm = build.llm(self.config)
+        adapter_conf, init = build.split_init(self.config.get("adapter_conf"))
         self.adapter = construct(
-            border.registered("adaptor_classes", self.config, "adapter"),
+            build.registered("adaptor_classes", self.config, "adapter"),
             adapter_conf,
             "adapter_conf",
             encoder_dim=self.encoder.output_size,
@@ -80,9 +81,9 @@ class MooerModel(Parts):
         init_part(self.adapter, *init, "adapter_conf", "adapter")
         self.ctc: CTCHead | None = None
         if self.config.get("ctc_conf") is not None:
-            self.ctc = border.ctc_head(self.config, self.encoder.output_size, self.tokenizer)
+            self.ctc = build.ctc_head(self.config, self.encoder.output_size, self.tokenizer)
 
-        frozen = border.encoder_is_frozen(self.config)
+        frozen = build.encoder_is_frozen(self.config)
         trained = ["adapter", *(["lora"] if self.llm.lora else []), *([] if frozen else ["encoder"])]
         self.train_parts(trained)
 
@@ -276,7 +277,7 @@ class MooerModel(Parts):
 
         unit = f"one embedding of {self.adapter.granularity_ms:g} ms"
         given = (data_in, data_lengths, key, config)
-        return border.infer(self, *given, decode, self.audio_lengths_of, unit, return_token_ids)
+        return inputs.infer(self, *given, decode, self.audio_lengths_of, unit, return_token_ids)
 
     def audio_lengths_of(self, feat_lengths: Tensor) -> Tensor:
         """Audio embeddings for features of so many frames."""

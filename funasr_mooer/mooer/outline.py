@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from funasr_mooer.border import build
+from funasr_mooer.border.parts import Parts
 from funasr_mooer.config import construct
 from funasr_mooer.data.features import FrontendConf
 from funasr_mooer.errors import ConfigError
-from funasr_mooer.mooer import border
-from funasr_mooer.mooer.parts import Parts
 
 SAMPLE = 64  # positions with which memory is probed
 
@@ -46,17 +46,17 @@ class Outline(Parts):
         with torch.device("meta"):
             self.encoder = self._part("encoder_classes", config, "encoder", input_size=self.feature_size)
             self.llm = construct(
-                border.registered("decoder_classes", config, "llm"), llm_conf | {"init": str(llm)}, "llm_conf"
+                build.registered("decoder_classes", config, "llm"), llm_conf | {"init": str(llm)}, "llm_conf"
             )
             sizes = {"encoder_dim": self.encoder.output_size, "llm_dim": self.llm.hidden_size}
             self.adapter = self._part("adaptor_classes", config, "adapter", frame_ms=self.encoder.frame_ms, **sizes)
-        frozen = border.encoder_is_frozen(config)
+        frozen = build.encoder_is_frozen(config)
         self.train_parts(["adapter", *(["lora"] if self.llm.lora else []), *([] if frozen else ["encoder"])])
 
     def _part(self, table: str, config: Mapping[str, Any], key: str, **given: Any) -> nn.Module:
-        conf, _ = border.split_init(config.get(f"{key}_conf"))
+        conf, _ = build.split_init(config.get(f"{key}_conf"))
         conf.pop("freeze", None)
-        return construct(border.registered(table, config, key), conf, f"{key}_conf", **given)
+        return construct(build.registered(table, config, key), conf, f"{key}_conf", **given)
 
     def layer_bytes(self, dtype: torch.dtype) -> float:
         """What one layer of the LLM keeps for the backward pass, bytes per position, where attention needs no square."""

@@ -115,10 +115,6 @@ class Prompt:
         lines += [""] * (1 + len(others) - len(lines))
         return {"text": lines[0], **dict(zip(others, lines[1:]))}
 
-    def conf(self) -> dict:
-        """The ``prompt_conf`` section that rebuilds this prompt."""
-        return {"template": self.template, "tasks": {name: dataclasses.asdict(t) for name, t in self.tasks.items()}}
-
     def _known(self, task: str) -> TaskConf:
         if task not in self.tasks:
             raise ConfigError(f"task '{task}' is not one that this model was trained for{suggest(task, self.tasks)}")

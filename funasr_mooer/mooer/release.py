@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from funasr_mooer import weights
+from funasr_mooer.border.parts import strip_prefixes
 from funasr_mooer.errors import CheckpointError, ConfigError, DependencyError
 from funasr_mooer.model_dir import read_model_dir, write_model_dir
-from funasr_mooer.mooer.parts import strip_prefixes
 
 FRAME_MS = 60  # one Paraformer frame
 ATTENTION_HEADS = 4  # of every released encoder; cannot be read off the weights
@@ -194,7 +194,7 @@ def to_model_dir(
         CheckpointError: files or tensors missing, unexpected, or of the wrong size.
         ConfigError: no tasks given and none to be guessed from the folder's name.
     """
-    from funasr_mooer.mooer.border import build_model
+    from funasr_mooer.border.build import build_model
 
     if tasks is None and folder not in TASKS:
         raise ConfigError(
@@ -215,7 +215,7 @@ def to_release(model_dir: str | Path, out: str | Path, folder: str | None = None
     Raises:
         ConfigError: not a MooER model with a Paraformer encoder, a linear adapter and LoRA.
     """
-    from funasr_mooer.mooer.border import build_model
+    from funasr_mooer.border.build import build_model
 
     config = read_model_dir(model_dir)
     for key, wanted in (("model", "MooER"), ("encoder", "MooerParaformerEncoder"), ("adapter", "MooerLinearAdapter")):

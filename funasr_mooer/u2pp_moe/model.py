@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funasr_mooer.border import build, inputs
+from funasr_mooer.border.parts import Parts, init_part
 from funasr_mooer.config import construct, section, suggest
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
 from funasr_mooer.modules.ctc import CTCHead, align
 from funasr_mooer.modules.routing import RoutingStats
-from funasr_mooer.mooer import border
-from funasr_mooer.mooer.parts import Parts, init_part
 from funasr_mooer.u2pp_moe import search
 from funasr_mooer.u2pp_moe.context import context_graph
 from funasr_mooer.u2pp_moe.endpoint import EndpointConf
@@ -86,7 +86,7 @@ class U2ppMoEModel(Parts):
     """Conformer encoder with a CTC head and one or two attention decoders.
 
     Args:
-        config: FunASR's config, sections and built tokenizer and frontend together; see :mod:`funasr_mooer.mooer.border`.
+        config: FunASR's config, sections and built tokenizer and frontend together; see :mod:`funasr_mooer.border.build`.
 
     Attributes:
         objective: ``hybrid``, CTC and attention together; or ``ctc`` alone.
@@ -99,17 +99,17 @@ class U2ppMoEModel(Parts):
 
     def __init__(self, **config: Any):
         super().__init__()
-        self.config = border.sections(config)
+        self.config = build.sections(config)
         for name in ("encoder_conf", "ctc_conf", "decoder_conf"):
             self.config.setdefault(name, {})
         self.model_conf = section(ModelConf, self.config.get("model_conf"), "model_conf")
-        self.tokenizer = border.tokenizer(config, "MooerUnitsTokenizer")
+        self.tokenizer = build.tokenizer(config, "MooerUnitsTokenizer")
         self.sos, self.eos = self.tokenizer.sos_id, self.tokenizer.eos_id
         self.features = Features(self.config.get("frontend_conf"))
-        self.encoder = border.encoder(self.config, self.features.output_size())
+        self.encoder = build.encoder(self.config, self.features.output_size())
         size, vocab = self.encoder.output_size, len(self.tokenizer)
         self.ctc = self._part("ctc", CTCHead, encoder_dim=size, vocab_size=vocab, blank_id=self.tokenizer.pad_id)
-        decoder = border.registered("decoder_classes", self.config, "decoder")
+        decoder = build.registered("decoder_classes", self.config, "decoder")
         self.decoder = self._part("decoder", decoder, vocab_size=vocab, encoder_output_size=size)
         if self.model_conf.reverse_weight is None:
             self.model_conf.reverse_weight = 0.0 if self.decoder.right_to_left is None else REVERSE_WEIGHT
@@ -118,11 +118,11 @@ class U2ppMoEModel(Parts):
         self.objective = "hybrid"
         self.routing = RoutingStats(self)
         # All parts learn together, also from trained weights, unless encoder_conf.freeze says otherwise.
-        frozen = border.encoder_is_frozen({"encoder_conf": {"freeze": False, **self.config["encoder_conf"]}})
+        frozen = build.encoder_is_frozen({"encoder_conf": {"freeze": False, **self.config["encoder_conf"]}})
         self.train_parts([name for name in self.parts if not (name == "encoder" and frozen)])
 
     def _part(self, name: str, cls: type, **given: Any) -> torch.nn.Module:
-        conf, init = border.split_init(self.config[f"{name}_conf"])
+        conf, init = build.split_init(self.config[f"{name}_conf"])
         module = construct(cls, conf, f"{name}_conf", **given)
         found = init_part(module, *init, f"{name}_conf", name)
         if found:
@@ -366,7 +366,7 @@ class U2ppMoEModel(Parts):
 
         unit = f"one encoder frame of {self.encoder.frame_ms:g} ms"
         given = (data_in, data_lengths, key, config)
-        return border.infer(self, *given, decode, self.encoder.output_lengths, unit, return_token_ids)
+        return inputs.infer(self, *given, decode, self.encoder.output_lengths, unit, return_token_ids)
 
     def _hear(
         self,

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from funasr_mooer.border.build import build_model
 from funasr_mooer.encoders.moe_conformer import MoEConformerEncoder
 from funasr_mooer.errors import ConfigError, DependencyError
 from funasr_mooer.model_dir import write_model_dir
-from funasr_mooer.mooer.border import build_model
 from funasr_mooer.u2pp_moe.model import U2ppMoEModel
 from funasr_mooer.u2pp_moe.onnx_graphs import CTCGraph, DecoderGraph, EncoderChunkGraph, EncoderGraph
 from funasr_mooer.u2pp_moe.onnx_runtime import CHUNK_FILE, RIGHT_FILE, streams

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from funasr_mooer import weights
+from funasr_mooer.border.build import build_model
 from funasr_mooer.errors import CheckpointError, ConfigError
 from funasr_mooer.model_dir import read_model_dir, write_model_dir
 from funasr_mooer.modules.moe_ffn import PARTS, MoEFFN
-from funasr_mooer.mooer.border import build_model
 
 GATE_STD = 0.01  # small, so that at first the router hardly prefers any expert
 

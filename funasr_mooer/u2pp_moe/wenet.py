@@ -18,11 +18,11 @@ import yaml
 from torch import Tensor, nn
 
 from funasr_mooer import weights
+from funasr_mooer.border.build import build_model
 from funasr_mooer.errors import CheckpointError, ConfigError
 from funasr_mooer.model_dir import read_model_dir, write_model_dir
 from funasr_mooer.modules.moe_ffn import PARTS, MoEFFN, wenet_state_dict
 from funasr_mooer.modules.positions import Positions, sinusoids
-from funasr_mooer.mooer.border import build_model
 from funasr_mooer.u2pp_moe.model import U2ppMoEModel
 
 WEIGHTS = ("final.pt", "model.safetensors", "final.safetensors")  # looked for in this order

@@ -8,7 +8,7 @@ import torch
 import yaml
 
 from funasr_mooer.bin import forecast
-from funasr_mooer.mooer.border import build_model
+from funasr_mooer.border.build import build_model
 from funasr_mooer.mooer.outline import Outline
 from funasr_mooer.train.forecast import GIB, Data, Sharing, memory
 from funasr_mooer.train.stages import StageConf

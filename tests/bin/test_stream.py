@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from funasr_mooer.bin import stream
+from funasr_mooer.border.build import build_model
 from funasr_mooer.data.audio import write_wav
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.model_dir import write_model_dir
-from funasr_mooer.mooer.border import build_model
 from funasr_mooer.u2pp_moe.tokenizer import write_units
 
 

@@ -170,7 +170,7 @@ def test_python_names_things_that_exist(block):
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
 def test_yaml_has_our_sections(block):
-    from funasr_mooer.mooer.border import SECTIONS
+    from funasr_mooer.border.build import SECTIONS
 
     assert set(yaml.safe_load(block.code)) <= set(SECTIONS)
 

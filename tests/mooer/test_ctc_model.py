@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from funasr_mooer.border.build import build_model
 from funasr_mooer.errors import ConfigError
-from funasr_mooer.mooer.border import build_model
 
 WORDS = ["<pad>", "<eos>", "a", "b", "c"]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from funasr_mooer.mooer.border import build_model
+from funasr_mooer.border.build import build_model
 from funasr_mooer.mooer.flops import Flops, flops_of
 
 QWEN2_7B = {"encoder": 157_975_648, "adapter": 9_442_816, "lora": 161_480_704, "head": 544_997_376}

@@ -4,7 +4,7 @@ import pytest
 
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.modules.splice import AUDIO_ID
-from funasr_mooer.mooer.prompt import TASKS, TEMPLATE, Prompt
+from funasr_mooer.mooer.prompt import TEMPLATE, Prompt
 
 
 class Characters:
@@ -60,9 +60,3 @@ def test_a_new_task_needs_its_own_words():
 def test_a_template_needs_one_place_for_the_instruction():
     with pytest.raises(ConfigError, match="exactly once"):
         Prompt(Characters(), {"template": "no place"})
-
-
-def test_a_prompt_is_rebuilt_from_its_own_section():
-    prompt = Prompt(Characters(), {"tasks": ["asr_ast"]})
-    assert prompt.conf()["tasks"]["asr_ast"]["answer"] == TASKS["asr_ast"]["answer"]
-    assert Prompt(Characters(), prompt.conf()).ids("asr_ast") == prompt.ids("asr_ast")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from funasr_mooer.border.build import build_model
 from funasr_mooer.errors import ConfigError
-from funasr_mooer.mooer.border import build_model
 from funasr_mooer.mooer.generate import Answer, decode_conf
 from funasr_mooer.mooer.rescore import best, candidates, ctc_log_likelihoods, llm_log_likelihoods
 

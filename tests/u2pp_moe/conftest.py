@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from funasr_mooer.mooer.border import build_model
+from funasr_mooer.border.build import build_model
 from funasr_mooer.u2pp_moe.tokenizer import write_units
 
 WORDS = ["<blank>", "<unk>", "<sos/eos>", "a", "b", "c", "d"]

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from funasr_mooer.auto import AutoModel
+from funasr_mooer.border.build import build_model
 from funasr_mooer.errors import ConfigError, DataError
 from funasr_mooer.model_dir import read_model_dir, write_model_dir
 from funasr_mooer.modules.moe_ffn import MoEFFN
-from funasr_mooer.mooer.border import build_model
 from funasr_mooer.u2pp_moe.search import METHODS
 
 DENSE = {"mlp_type": "position_wise_feed_forward"}

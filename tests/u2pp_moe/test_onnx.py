@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from funasr_mooer.auto import AutoModel, load_model
+from funasr_mooer.border.build import build_model
 from funasr_mooer.errors import CheckpointError, ConfigError, DependencyError
 from funasr_mooer.modules.feed_forward import activation
 from funasr_mooer.modules.moe_ffn import MoEFFN
 from funasr_mooer.modules.positions import sinusoids as table
-from funasr_mooer.mooer.border import build_model
 from funasr_mooer.u2pp_moe.onnx_export import export, write_graph
 from funasr_mooer.u2pp_moe.onnx_graphs import EncoderChunkGraph, EncoderGraph, SparseExperts, sinusoids
 from funasr_mooer.u2pp_moe.onnx_runtime import OnnxGraph

@@ -86,9 +86,9 @@ def test_from_texts_and_audio_to_a_model_that_decodes(tmp_path, data, prepared, 
 
 @pytest.mark.slow
 def test_stock_trainer_trains_and_stock_automodel_decodes(tmp_path, prepared):
+    from funasr_mooer.border.build import build_model
     from funasr_mooer.config import load_config
     from funasr_mooer.model_dir import write_model_dir
-    from funasr_mooer.mooer.border import build_model
 
     model = build_model(load_config(tmp_path / "config.yaml"))
     start, exp = tmp_path / "start", tmp_path / "exp"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from funasr_mooer.border.build import build_model
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
-from funasr_mooer.mooer.border import build_model
 from funasr_mooer.u2pp_moe.feature_stream import FeatureStream
 from funasr_mooer.u2pp_moe.search import METHODS, DecodeConf
 from funasr_mooer.u2pp_moe.streaming import Streamer

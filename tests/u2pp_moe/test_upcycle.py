@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from funasr_mooer.bin import convert
+from funasr_mooer.border.build import build_model
 from funasr_mooer.errors import CheckpointError, ConfigError
 from funasr_mooer.model_dir import read_model_dir, write_model_dir
 from funasr_mooer.modules.moe_ffn import MoEFFN
-from funasr_mooer.mooer.border import build_model
 from funasr_mooer.u2pp_moe.upcycle import upcycle
 
 DENSE = {"mlp_type": "position_wise_feed_forward"}

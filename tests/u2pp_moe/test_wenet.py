@@ -55,8 +55,8 @@ def test_a_model_of_ours_becomes_wenets_and_comes_back(model, exported, tmp_path
 
 
 def test_normalisation_of_the_frontend_becomes_global_cmvn(model, tmp_path, config):
+    from funasr_mooer.border.build import build_model
     from funasr_mooer.data.cmvn import write_cmvn
-    from funasr_mooer.mooer.border import build_model
 
     torch.manual_seed(0)
     write_cmvn(torch.stack([torch.randn(16), torch.rand(16) + 0.5]), tmp_path / "am.mvn")

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from funasr_mooer.border.parts import Parts
 from funasr_mooer.data.audio import SAMPLE_RATE, read_audio
 from funasr_mooer.data.kaldi_dir import Utterance, read_kaldi_dir
 from funasr_mooer.data.shards import Pack
 from funasr_mooer.errors import DataError
-from funasr_mooer.mooer.parts import Parts
 
 log = logging.getLogger(__name__)
 
