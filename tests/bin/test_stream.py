@@ -154,12 +154,13 @@ def test_the_microphone_is_heard_until_ctrl_c(monkeypatch):
             pass
 
     monkeypatch.setitem(sys.modules, "sounddevice", types.SimpleNamespace(RawInputStream=RawInputStream))
+    before = signal.getsignal(signal.SIGINT)
     heard = stream.microphone(16000, 100)
     ((samples, final),) = next(heard)
     assert (len(samples), samples[-1], final) == (3200, 2, False)
     signal.raise_signal(signal.SIGINT)
     assert [(len(samples), final) for ((samples, final),) in heard] == [(0, True)]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_without_sounddevice_the_error_names_the_extra(model_dir, monkeypatch, capsys):
