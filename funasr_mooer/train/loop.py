@@ -127,8 +127,9 @@ class Trainer:
         self.progress.line("stage", f"{stage.name}: {total} updates of {self.engine.world} x {stage.accum} batches")
         while not self._is_done(stage) and not self.stopping:
             self._run_epoch(stage, total)
-        if self.saved_step != state.step:
-            self._save(validated=not self.stopping)
+        unsaved, judged = self.saved_step != state.step, bool(state.metrics) or self.stopping or self.dev is None
+        if unsaved or not judged:
+            self._save(validated=not judged)
         if self.ema is not None and not self.stopping:
             self.ema.adopt()  # as a resumed run would find them: the checkpoint holds the averages
 
@@ -203,7 +204,8 @@ class Trainer:
         if self.stopping:
             return  # saved where the stage ends, without a validation
         validated = bool(conf.validate_interval) and state.step % conf.validate_interval == 0
-        if conf.save_interval and state.step % conf.save_interval == 0:
+        ends = self._is_done(self.stages[state.stage])
+        if conf.save_interval and state.step % conf.save_interval == 0 and not ends:
             self._save(validated)
         elif validated:
             with self._averaged():

@@ -194,3 +194,12 @@ def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path):
     assert trainer.run()
     assert set(seen) == {torch.bfloat16}
     assert weights(tmp_path / "last")["lora"]["weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("length", [{"steps": 4}, {"epochs": 1}])
+def test_a_stage_ends_with_a_validation_also_where_a_checkpoint_is_due(tmp_path, length):
+    conf = {"stages": [{"name": "short", **length}], "save_checkpoint_interval": 2, "validate_interval": 0}
+    trainer = make_trainer(tmp_path, conf, dev=True)
+    assert trainer.run()
+    assert trainer.state.metrics
+    assert (tmp_path / "best").resolve() == (tmp_path / "last").resolve()
