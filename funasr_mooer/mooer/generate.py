@@ -69,7 +69,7 @@ class Answer:
 
     Attributes:
         token_ids: the answer, end of sequence included, padding left out.
-        score: log-probability divided by length penalty (beam search only).
+        score: log-probability divided by length penalty (beam search); with ``ctc_weight`` the joint score; else None.
     """
 
     token_ids: list[int]
