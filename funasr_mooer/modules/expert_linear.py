@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from funasr_mooer.device import on_huge_pages
+
 # Shapes: R rows sorted by expert, E experts, I and O size of a row before and after, D model size, H inner size.
 
 # Blocked float32 weights pay while reading them costs more than multiplying by them: on AVX2 up to about this many rows.
@@ -97,7 +99,7 @@ class _SortedLinear(torch.autograd.Function):
     def backward(ctx, *grads: Tensor) -> tuple[Tensor | None, ...]:
         weight, *rows = ctx.saved_tensors
         wants_weight, wants_bias, *wants_rows = ctx.needs_input_grad
-        d_weight = torch.empty_like(weight) if wants_weight else None
+        d_weight = on_huge_pages(torch.empty_like(weight)) if wants_weight else None
         d_rows = [g @ weight[e] if wanted else None for e, (g, wanted) in enumerate(zip(grads, wants_rows))]
         if wants_weight:
             for x, g, d in zip(rows, grads, d_weight):
