@@ -33,7 +33,7 @@ from common.timing import Times, alternate, write_json
 from torch import Tensor
 
 from funasr_mooer import device as devices
-from funasr_mooer.auto import build_model
+from funasr_mooer.border.build import build_model
 from funasr_mooer.data.batch import one_row, pad_rows
 from funasr_mooer.data.sampler import TokenBudgetSampler
 from funasr_mooer.modules.splice import AUDIO_ID, IGNORE_INDEX, splice_audio

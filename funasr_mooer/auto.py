@@ -1,38 +1,35 @@
-"""Building models: from a config, from a model directory, by name; and FunASR's AutoModel with our devices and errors."""
+"""FunASR's AutoModel with our devices, the released models by name, and errors that say what to do."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import funasr
+from funasr.auto.auto_model import prepare_data_iterator
 
 from funasr_mooer import device as devices
-from funasr_mooer.border.build import build_model
-from funasr_mooer.border.parts import Parts
 from funasr_mooer.config import suggest
 from funasr_mooer.errors import CheckpointError, ConfigError
-from funasr_mooer.model_dir import read_model_dir
 from funasr_mooer.mooer import release
-from funasr_mooer.mooer.generate import DECODE_KEYS
-from funasr_mooer.u2pp_moe.search import DECODE_KEYS as U2PP_DECODE_KEYS
 
-# What may be given to generate() beside the decoding settings: ours, then FunASR's.
+# What may be given to generate() beside the model's own decoding settings: ours, then FunASR's.
 CALL_KEYS = (
-    *DECODE_KEYS,
-    *U2PP_DECODE_KEYS,
     *("task", "on_text", "return_token_ids", "fs", "data_type", "batch_size", "batch_size_s", "cache", "is_final"),
     "endpoint_conf",
-    *("language", "hotword", "disable_pbar", "merge_vad", "merge_length_s", "batch_size_threshold_s", "use_itn"),
+    *(
+        "language",
+        "hotword",
+        "hotwords",
+        "disable_pbar",
+        "merge_vad",
+        "merge_length_s",
+        "batch_size_threshold_s",
+        "use_itn",
+    ),
     *("sentence_timestamp", "output_timestamp", "return_raw_text", "progress_callback", "key", "output_dir"),
 )
-
-
-def load_model(directory: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> Parts:
-    """The model of a model directory, on a device, in evaluation mode."""
-    return devices.place(build_model(read_model_dir(directory, overrides)), devices.resolve(device))
 
 
 class AutoModel(funasr.AutoModel):
@@ -62,15 +59,28 @@ class AutoModel(funasr.AutoModel):
         Args:
             input: the audio.
             input_len: lengths, where ``input`` is a padded tensor of features.
-            call: ``task``, decoding settings (:class:`~funasr_mooer.mooer.generate.DecodeConf`), FunASR's options.
+            call: ``task``, the model's decoding settings (``DecodeConf`` of its system), FunASR's options.
+
+        Returns:
+            one ``{"key", "text", ...}`` per input, in order, also with ``vad_model``; an empty text where nothing was heard.
 
         Raises:
-            ConfigError: a setting that neither we nor FunASR know.
+            ConfigError: a setting that neither the model nor FunASR knows.
         """
+        known = (*CALL_KEYS, *getattr(self.model, "decode_keys", ()))
         for key in call:
-            if key not in CALL_KEYS:
-                raise ConfigError(f"generate({key}=...): unknown setting{suggest(key, CALL_KEYS)}")
-        return super().generate(input, input_len=input_len, **call)
+            if key not in known:
+                raise ConfigError(f"generate({key}=...): unknown setting{suggest(key, known)}")
+        if self.vad_model is None:
+            return super().generate(input, input_len=input_len, **call)
+        # FunASR leaves out a recording in whose pieces nothing was understood. Asked one by one, each has its result.
+        nothing = {"text": "", "timestamp": []}  # FunASR's answer where its VAD hears no speech
+        given = {"data_type": call.get("data_type"), "key": call.pop("key", None)}
+        results = []
+        for key, recording in zip(*prepare_data_iterator(input, input_len=input_len, **given)):
+            found = super().generate(recording, input_len=input_len, **call)
+            results.append({**(found[0] if found else nothing), "key": key})
+        return results
 
 
 def locate(model: str, hub: str = "ms") -> Path:

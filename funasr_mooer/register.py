@@ -1,42 +1,50 @@
-"""The whole plugin on one page: every name that this package adds to FunASR's tables."""
+"""The whole plugin on one page: every name that this package adds to FunASR's tables, and where its class lives."""
 
 from __future__ import annotations
 
-from funasr.register import tables
+import importlib
 
-from funasr_mooer.data.funasr_dataset import MooerBatchSampler, MooerDataloader, MooerDataset
-from funasr_mooer.encoders.moe_conformer import MoEConformerEncoder
-from funasr_mooer.encoders.paraformer import ParaformerEncoder
 from funasr_mooer.errors import ConfigError
-from funasr_mooer.modules.adapter import LinearAdapter
-from funasr_mooer.mooer.ctc_model import CTCModel
-from funasr_mooer.mooer.llm import LoRAQwenDecoder
-from funasr_mooer.mooer.model import MooerModel
-from funasr_mooer.mooer.prompt import Prompt
-from funasr_mooer.mooer.tokenizer import MooerTokenizer
-from funasr_mooer.u2pp_moe.decoder import MoEBiTransformerDecoder, MoETransformerDecoder
-from funasr_mooer.u2pp_moe.model import U2ppMoEModel
-from funasr_mooer.u2pp_moe.onnx_runtime import OnnxDecoder, OnnxEncoder
-from funasr_mooer.u2pp_moe.tokenizer import MooerUnitsTokenizer
 
 CLASSES = {
-    ("model_classes", "MooER"): MooerModel,
-    ("model_classes", "MooerCTC"): CTCModel,
-    ("model_classes", "U2ppMoE"): U2ppMoEModel,
-    ("encoder_classes", "MooerParaformerEncoder"): ParaformerEncoder,
-    ("encoder_classes", "MoEConformerEncoder"): MoEConformerEncoder,
-    ("encoder_classes", "MoEOnnxEncoder"): OnnxEncoder,
-    ("adaptor_classes", "MooerLinearAdapter"): LinearAdapter,
-    ("decoder_classes", "LoRAQwenDecoder"): LoRAQwenDecoder,
-    ("decoder_classes", "MoETransformerDecoder"): MoETransformerDecoder,
-    ("decoder_classes", "MoEBiTransformerDecoder"): MoEBiTransformerDecoder,
-    ("decoder_classes", "MoEOnnxDecoder"): OnnxDecoder,
-    ("tokenizer_classes", "MooerTokenizer"): MooerTokenizer,
-    ("tokenizer_classes", "MooerUnitsTokenizer"): MooerUnitsTokenizer,
-    ("dataset_classes", "MooerDataset"): MooerDataset,
-    ("batch_sampler_classes", "MooerBatchSampler"): MooerBatchSampler,
-    ("dataloader_classes", "MooerDataloader"): MooerDataloader,
+    ("model_classes", "MooER"): "mooer.model:MooerModel",
+    ("model_classes", "MooerCTC"): "mooer.ctc_model:CTCModel",
+    ("model_classes", "U2ppMoE"): "u2pp_moe.model:U2ppMoEModel",
+    ("encoder_classes", "MooerParaformerEncoder"): "encoders.paraformer:ParaformerEncoder",
+    ("encoder_classes", "MoEConformerEncoder"): "encoders.moe_conformer:MoEConformerEncoder",
+    ("encoder_classes", "MoEOnnxEncoder"): "u2pp_moe.onnx_runtime:OnnxEncoder",
+    ("adaptor_classes", "MooerLinearAdapter"): "modules.adapter:LinearAdapter",
+    ("decoder_classes", "LoRAQwenDecoder"): "mooer.llm:LoRAQwenDecoder",
+    ("decoder_classes", "MoETransformerDecoder"): "u2pp_moe.decoder:MoETransformerDecoder",
+    ("decoder_classes", "MoEBiTransformerDecoder"): "u2pp_moe.decoder:MoEBiTransformerDecoder",
+    ("decoder_classes", "MoEOnnxDecoder"): "u2pp_moe.onnx_runtime:OnnxDecoder",
+    ("tokenizer_classes", "MooerTokenizer"): "mooer.tokenizer:MooerTokenizer",
+    ("tokenizer_classes", "MooerUnitsTokenizer"): "u2pp_moe.tokenizer:MooerUnitsTokenizer",
+    ("dataset_classes", "MooerDataset"): "data.funasr_dataset:MooerDataset",
+    ("batch_sampler_classes", "MooerBatchSampler"): "data.funasr_dataset:MooerBatchSampler",
+    ("dataloader_classes", "MooerDataloader"): "data.funasr_dataset:MooerDataloader",
 }
+
+
+def find(table: str, name: str) -> type | None:
+    """The class of that name: ours at once; another one from FunASR's tables, whose import takes seconds; else None."""
+    if (table, name) in CLASSES:
+        module, _, cls = CLASSES[table, name].partition(":")
+        return getattr(importlib.import_module(f"funasr_mooer.{module}"), cls)
+    from funasr.register import tables
+
+    return getattr(tables, table, {}).get(name)
+
+
+def name_of(table: str, cls: type) -> str:
+    """The name under which a class is found; its own where it has none."""
+    place = f"{cls.__module__.removeprefix('funasr_mooer.')}:{cls.__qualname__}"
+    ours = [name for (of, name), where in CLASSES.items() if of == table and where == place]
+    if ours:
+        return ours[0]
+    from funasr.register import tables
+
+    return next((name for name, known in getattr(tables, table).items() if known is cls), cls.__name__)
 
 
 def register_all() -> None:
@@ -45,9 +53,14 @@ def register_all() -> None:
     Raises:
         ConfigError: another package has taken one of the names. FunASR itself would replace it without a word.
     """
+    from funasr.register import tables
+
+    from funasr_mooer.data.funasr_dataset import MooerDataloader
+    from funasr_mooer.mooer.prompt import Prompt
+
     MooerDataloader.build_prompt = Prompt
-    for (table, name), cls in CLASSES.items():
-        taken = getattr(tables, table, {}).get(name)
+    for table, name in CLASSES:
+        cls, taken = find(table, name), getattr(tables, table, {}).get(name)
         if taken is not None and taken is not cls:
             raise ConfigError(f"{table} already has '{name}' ({taken.__module__}); two plugins cannot share a name")
         if taken is None:

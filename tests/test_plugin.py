@@ -19,6 +19,20 @@ def test_importing_us_does_not_import_funasr_or_transformers():
     assert loaded == "[]"
 
 
+def test_our_models_are_found_without_the_seconds_that_funasr_takes():
+    code = "import sys; from funasr_mooer.register import find; find('model_classes', 'U2ppMoE')"
+    assert python(f"{code}; print('funasr' in sys.modules)") == "False"
+
+
+def test_names_of_others_are_found_in_funasr_s_tables():
+    from funasr_mooer.register import find, name_of
+
+    frontend = find("frontend_classes", "WavFrontend")
+    assert name_of("frontend_classes", frontend) == "WavFrontend"
+    assert name_of("tokenizer_classes", find("tokenizer_classes", "MooerTokenizer")) == "MooerTokenizer"
+    assert find("model_classes", "NobodysModel") is None
+
+
 @pytest.mark.parametrize(
     "imports",
     [

@@ -25,9 +25,6 @@ BASE = ROWS[0]  # single files: they may import each other
 IMPORT_FUNASR = {
     "auto.py",
     "encoders/paraformer.py",
-    "border/build.py",
-    "mooer/ctc_model.py",
-    "mooer/model.py",
     "plugin.py",
     "register.py",
 }

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from funasr_mooer.bin.cli import run
+from funasr_mooer.bin.cli import positive, run
 from funasr_mooer.errors import DataError
 from funasr_mooer.score.sweep import Way, read_sweep
 
@@ -82,9 +82,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Way]]:
     parser.add_argument("--config", metavar="YAML", help="decoding settings, such as conf/decode/mooer.yaml")
     parser.add_argument("--sweep", metavar="YAML", help="rows and columns of settings; each pair is decoded")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or musa")
-    parser.add_argument("--nproc", type=int, default=1, help="processes; each decodes a share")
+    parser.add_argument("--nproc", type=positive, default=1, help="processes; each decodes a share")
     parser.add_argument("--batch-s", type=float, default=120, help="seconds of audio per batch, padding included")
-    parser.add_argument("--max-utts", type=int, default=32, help="utterances per batch")
+    parser.add_argument("--max-utts", type=positive, default=32, help="utterances per batch")
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of utterances that may be unreadable")
     parser.add_argument(
         "--allow-pipes", action="store_true", help="run commands that wav.scp holds; only if you trust it"
@@ -114,7 +114,7 @@ def check_settings(settings: dict[str, Any], known: Sequence[str]) -> None:
 
 def decode(args: argparse.Namespace, ways: Sequence[Way], rank: int, world: int) -> Iterator[dict[str, Any]]:
     """This process's share of the corpus, once for each way: every world-th clip by length, so that shares take as long."""
-    from funasr_mooer.auto import load_model
+    from funasr_mooer.border.build import load_model
     from funasr_mooer.border.transcribe import clips
 
     every = clips(args.data, args.allow_pipes)

@@ -18,7 +18,7 @@ EXAMPLES = """examples:
 @run
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(argv)
-    from funasr_mooer.auto import load_model
+    from funasr_mooer.border.build import load_model
     from funasr_mooer.u2pp_moe.onnx_export import export
 
     started = time.perf_counter()

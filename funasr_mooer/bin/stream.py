@@ -81,8 +81,8 @@ def build(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[Streamer,
     Raises:
         ConfigError: a model that does not stream, or a setting that cannot work.
     """
-    from funasr_mooer.auto import load_model
     from funasr_mooer.bin.decode import check_settings
+    from funasr_mooer.border.build import load_model
     from funasr_mooer.config import section
     from funasr_mooer.u2pp_moe.endpoint import EndpointConf
     from funasr_mooer.u2pp_moe.model import U2ppMoEModel

@@ -10,12 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from funasr_mooer.bin.cli import EXIT_INTERRUPTED, run
+from funasr_mooer.bin.cli import EXIT_INTERRUPTED, positive, run
 
 if TYPE_CHECKING:
     from funasr_mooer.train.nodes import Nodes
-
-if TYPE_CHECKING:
     from funasr_mooer.train.progress import Decoded
 
 log = logging.getLogger(__name__)
@@ -59,9 +57,11 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--train", required=True, nargs="+", metavar="PACK", help="packs to train on")
     parser.add_argument("--dev", nargs="+", default=[], metavar="PACK", help="packs to validate on")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or musa")
-    parser.add_argument("--nproc", type=int, default=1, metavar="N", help="processes on this machine, one per device")
+    parser.add_argument(
+        "--nproc", type=positive, default=1, metavar="N", help="processes on this machine, one per device"
+    )
     hosts = parser.add_argument_group("several hosts", "the same command on each; --exp on a file system they share")
-    hosts.add_argument("--nnodes", type=int, default=1, metavar="N", help="hosts, with --nproc processes each")
+    hosts.add_argument("--nnodes", type=positive, default=1, metavar="N", help="hosts, with --nproc processes each")
     hosts.add_argument("--node-rank", type=int, metavar="N", help="which of them this is, from 0")
     hosts.add_argument("--hostfile", metavar="FILE", help="instead: lines 'host slots=8', as DeepSpeed's")
     hosts.add_argument("--master-addr", metavar="HOST", help="the first host's name or address")
@@ -96,7 +96,7 @@ def train(args: argparse.Namespace, overrides: Sequence[str]) -> bool:
     exp = Path(args.exp)
 
     from funasr_mooer import device as devices
-    from funasr_mooer.auto import build_model
+    from funasr_mooer.border.build import build_model
     from funasr_mooer.model_dir import write_model_dir
     from funasr_mooer.train.engine import build_engine
     from funasr_mooer.train.loop import Trainer

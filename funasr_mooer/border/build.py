@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from funasr.register import tables
 
+from funasr_mooer import device as devices
+from funasr_mooer import register
 from funasr_mooer.border.parts import Parts, init_part
 from funasr_mooer.config import construct, suggest
 from funasr_mooer.errors import ConfigError
@@ -39,20 +40,27 @@ def build_model(config: Mapping[str, Any]) -> Parts:
     return cls(**config).eval()
 
 
+def load_model(directory: str | Path, device: str = "auto", overrides: Sequence[str] = ()) -> Parts:
+    """The model of a model directory, on a device (``auto``, ``cpu``, ``cuda``, ``musa``), in evaluation mode."""
+    return devices.place(build_model(read_model_dir(directory, overrides)), devices.resolve(device))
+
+
 def sections(config: Mapping[str, Any]) -> dict[str, Any]:
     """Our sections of FunASR's config, with the built tokenizer and frontend written as their names again."""
     found = {key: copy.deepcopy(config[key]) for key in SECTIONS if key in config and _is_plain(config[key])}
     for key, table in (("tokenizer", "tokenizer_classes"), ("frontend", "frontend_classes")):
         built = config.get(key)
         if built is not None and not isinstance(built, str):
-            names = [name for name, cls in getattr(tables, table).items() if cls is type(built)]
-            found[key] = names[0] if names else type(built).__name__
+            found[key] = register.name_of(table, type(built))
+    for key, values in found.items():
+        if key.endswith("_conf") and values is not None and not isinstance(values, Mapping):
+            raise ConfigError(f"{key}: expected a mapping of keys to values, found {values!r}")
     return found
 
 
 def tokenizer(config: Mapping[str, Any], kind: str = "MooerTokenizer") -> Any:
     """The tokenizer that FunASR built, or the one that ``tokenizer_conf`` names; of the class registered as ``kind``."""
-    cls, built = tables.tokenizer_classes[kind], config.get("tokenizer")
+    cls, built = register.find("tokenizer_classes", kind), config.get("tokenizer")
     if isinstance(built, cls):
         return built
     if built not in (None, kind):
@@ -66,12 +74,12 @@ def registered(table: str, config: Mapping[str, Any], key: str) -> type:
     Raises:
         ConfigError: nothing is named, or nothing of that name is registered.
     """
-    classes = getattr(tables, table)
-    name = config.get(key)
-    ours = [known for known in classes if known.startswith(("Mooer", "MoE", "LoRA"))]
-    if name not in classes:
-        raise ConfigError(f"{key}: '{name}' is not registered{suggest(str(name), ours)}")
-    return classes[name]
+    name = str(config.get(key))
+    cls = register.find(table, name)
+    if cls is None:
+        ours = [known for of, known in register.CLASSES if of == table]
+        raise ConfigError(f"{key}: '{name}' is not registered{suggest(name, ours)}")
+    return cls
 
 
 def split_init(conf: Mapping[str, Any] | None) -> tuple[dict[str, Any], tuple[str | None, str | None]]:

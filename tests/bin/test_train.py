@@ -60,7 +60,7 @@ def command(tmp_path, tiny_config, corpus):
 
 
 def test_a_config_and_a_pack_become_model_directories_that_decode(tmp_path, command):
-    from funasr_mooer.auto import load_model
+    from funasr_mooer.border.build import load_model
 
     exp = tmp_path / "exp"
     argv = [*command, "--device", "cpu", "++dataset_conf.packing=true"]

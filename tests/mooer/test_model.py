@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from funasr_mooer import weights
-from funasr_mooer.auto import load_model
-from funasr_mooer.border.build import build_model
+from funasr_mooer.border.build import build_model, load_model
 from funasr_mooer.data.batch import one_row
 from funasr_mooer.errors import CheckpointError, ConfigError, DataError
 from funasr_mooer.model_dir import read_model_dir, write_model_dir

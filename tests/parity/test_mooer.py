@@ -47,7 +47,7 @@ def ref(golden):
 @pytest.fixture(scope="module")
 def model(ref, tmp_path_factory):
     """The released model of the folder, converted and loaded."""
-    from funasr_mooer.auto import load_model
+    from funasr_mooer.border.build import load_model
     from funasr_mooer.mooer.release import to_model_dir
 
     out = tmp_path_factory.mktemp("released")
@@ -247,7 +247,7 @@ def training_batch(ref, model, stored, name="train_asr"):
 @pytest.fixture
 def trainable(ref, tmp_path):
     """A fresh model whose LoRA and adapter train; dropout off, as where the reference was made."""
-    from funasr_mooer.auto import load_model
+    from funasr_mooer.border.build import load_model
     from funasr_mooer.mooer.release import to_model_dir
 
     to_model_dir(ref.root / "release", tmp_path, "asr", ["asr", "ast"])

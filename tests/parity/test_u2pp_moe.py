@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from funasr_mooer.auto import load_model
+from funasr_mooer.border.build import load_model
 from funasr_mooer.encoders.moe_conformer import MoEConformerEncoder
 from funasr_mooer.modules.ctc import CTCHead, greedy
 from funasr_mooer.modules.feed_forward import activation

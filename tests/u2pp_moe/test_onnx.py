@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from funasr_mooer.auto import AutoModel, load_model
-from funasr_mooer.border.build import build_model
+from funasr_mooer.auto import AutoModel
+from funasr_mooer.border.build import build_model, load_model
 from funasr_mooer.errors import CheckpointError, ConfigError, DependencyError
 from funasr_mooer.modules.feed_forward import activation
 from funasr_mooer.modules.moe_ffn import MoEFFN

@@ -7,8 +7,8 @@ import pytest
 import torch
 import yaml
 
-from funasr_mooer.auto import load_model
 from funasr_mooer.bin.convert import main
+from funasr_mooer.border.build import load_model
 from funasr_mooer.errors import CheckpointError, ConfigError
 from funasr_mooer.model_dir import write_model_dir
 from funasr_mooer.u2pp_moe import wenet
