@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import funasr
 import numpy as np
 import pytest
 import torch
@@ -47,6 +48,15 @@ def test_automodel_decodes_and_refuses_settings_that_nobody_knows(model_dir, wav
         model.generate(input=[wave], num_beam=2)
     with pytest.raises(ConfigError, match="task 'asx' is not one"):
         model.generate(input=[wave], task="asx")
+    with pytest.raises(ConfigError, match=r"generate\(blank_penalty=...\): unknown setting"):  # U2ppMoE has it
+        model.generate(input=[wave], task="asr", blank_penalty=1.0)
+
+
+@pytest.mark.parametrize("name", ["hotword", "hotwords"])
+def test_a_model_that_knows_no_hotwords_says_so(model_dir, wave, name):
+    for auto in (AutoModel(model=model_dir), funasr.AutoModel(model=str(model_dir), device="cpu", disable_update=True)):
+        with pytest.raises(ConfigError, match=f"{name}: MooER cannot be told which words to expect; remove it"):
+            auto.generate(input=[wave], task="asr", **{name: "turn light"})
 
 
 def test_a_device_that_is_not_there_is_an_error(model_dir):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from funasr_mooer.data.audio import SAMPLE_RATE, read_audio, resample
 from funasr_mooer.data.features import Features
-from funasr_mooer.errors import DataError
+from funasr_mooer.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,15 @@ def infer(
 
     Returns:
         one ``{"key", "text", ...}`` per input, in order, and timing for FunASR's progress line.
+
+    Raises:
+        ConfigError: hotwords, for a model that knows none.
     """
+    wanted = next((name for name in ("hotword", "hotwords") if config.get(name)), None)
+    if wanted and "hotwords" not in model.decode_keys:
+        raise ConfigError(
+            f"{wanted}: {model.config['model']} cannot be told which words to expect; remove it (U2ppMoE can)"
+        )
     started = time.perf_counter()
     limits = {"max_audio_s": model.model_conf.max_audio_s, "silence_dbfs": model.model_conf.silence_dbfs}
     batch = read_inputs(data_in, data_lengths, key, config, model.features, **limits)

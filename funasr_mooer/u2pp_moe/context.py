@@ -107,6 +107,11 @@ def context_graph(hotwords: Hotwords | None, tokenizer: Tokenizer) -> ContextGra
     return ContextGraph((_ids(phrase, tokenizer), weight) for phrase, weight in weights.items()) if weights else None
 
 
+def funasr_hotwords(hotword: Hotwords | None) -> Hotwords | None:
+    """FunASR's ``hotword`` as ours: in a string, what stands between blanks are the words; files and lists as they are."""
+    return hotword.split() if isinstance(hotword, str) and not _names_file(hotword) else hotword
+
+
 def read_hotwords(hotwords: Hotwords | None) -> dict[str, float]:
     """Phrases and their weights per token.
 
@@ -142,12 +147,16 @@ def _entries(hotwords: Hotwords | None) -> Iterator[tuple[str, float]]:
 
 def _lines(text: str | os.PathLike) -> list[str]:
     """Of a file, if it names one; else what stands between commas or line breaks."""
-    file = Path(text)
-    if isinstance(text, os.PathLike) or text.endswith(".txt") or os.sep in text:
+    if _names_file(text):
+        file = Path(text)
         if not file.is_file():
             raise ConfigError(f"hotwords: {text} does not exist; give a file with a phrase per line, or the phrases")
         return file.read_text(encoding="utf-8").splitlines()
     return text.replace("，", ",").replace("\n", ",").split(",")
+
+
+def _names_file(text: str | os.PathLike) -> bool:
+    return isinstance(text, os.PathLike) or text.endswith(".txt") or os.sep in text
 
 
 def _entry(line: str) -> tuple[str, float]:

@@ -24,7 +24,7 @@ from funasr_mooer.errors import ConfigError, DataError
 from funasr_mooer.modules.ctc import CTCHead, align
 from funasr_mooer.modules.routing import RoutingStats
 from funasr_mooer.u2pp_moe import search
-from funasr_mooer.u2pp_moe.context import context_graph
+from funasr_mooer.u2pp_moe.context import Hotwords, context_graph, funasr_hotwords
 from funasr_mooer.u2pp_moe.endpoint import EndpointConf
 from funasr_mooer.u2pp_moe.loss import accuracy, smoothed_loss, teaching
 from funasr_mooer.u2pp_moe.search import DecodeConf, Hypothesis, decode_conf
@@ -332,6 +332,7 @@ class U2ppMoEModel(Parts):
         return_token_ids: bool = False,
         cache: dict[str, Any] | None = None,
         is_final: bool = False,
+        hotword: Hotwords | None = None,
         **config: Any,
     ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """FunASR's decoding contract; what ``AutoModel.generate`` calls with one batch.
@@ -347,6 +348,7 @@ class U2ppMoEModel(Parts):
             return_token_ids: add ``token_ids``, ``score``, and everything else that :meth:`decode` returns.
             cache: the state of a stream; see :mod:`funasr_mooer.u2pp_moe.streaming`.
             is_final: whether this piece ends the stream.
+            hotword: FunASR's spelling of the setting ``hotwords``: a string holds words between blanks.
             config: FunASR's config and the call's settings; those of :class:`DecodeConf` are used.
 
         Returns:
@@ -357,6 +359,10 @@ class U2ppMoEModel(Parts):
             ConfigError: decoding settings that cannot work.
             DataError: audio that cannot be read, or is too long; or a stream that has ended.
         """
+        if hotword and config.get("hotwords"):
+            raise ConfigError("hotword and hotwords are two spellings of one setting; give hotwords alone")
+        if hotword:
+            config["hotwords"] = funasr_hotwords(hotword)
         conf = decode_conf(self.config.get("decode_conf"), config)
         if cache is not None:
             return self._hear(data_in, key, cache, is_final, conf, config, return_token_ids)

@@ -127,6 +127,23 @@ def test_decoding_hears_hotwords_alike_at_once_in_pieces_and_as_each_form_of_the
         assert result["score"] == pytest.approx(hot["score"], abs=1e-3)
 
 
+def test_funasrs_hotword_is_the_same_setting_with_words_between_blanks(model, tmp_path):
+    wave = np.random.default_rng(0).normal(0, 0.1, 14000).astype(np.float32)
+    (tmp_path / "hot.txt").write_text("cd\nab a\n")
+    write_model_dir(model, tmp_path / "model", model.part_names)
+    auto = AutoModel(model=tmp_path / "model", device="cpu")
+
+    def bonuses(**setting):
+        return auto.generate(wave, return_token_ids=True, **setting)[0]["bonuses"]
+
+    assert bonuses(hotword="cd ab  a") == bonuses(hotwords=["cd", "ab", "a"]) != bonuses()
+    assert bonuses(hotword=str(tmp_path / "hot.txt")) == bonuses(hotwords=["cd", "ab a"])
+    assert bonuses(hotword=["cd", ("ab", 5.0)]) == bonuses(hotwords={"cd": 3.0, "ab": 5.0})
+    assert bonuses(hotword="") == bonuses()
+    with pytest.raises(ConfigError, match="two spellings of one setting"):
+        bonuses(hotword="cd", hotwords="cd")
+
+
 @torch.no_grad()
 def test_rescoring_adds_the_whole_bonus():
     torch.manual_seed(0)
