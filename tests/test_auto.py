@@ -11,6 +11,7 @@ import torch
 
 from funasr_mooer.auto import AutoModel, locate
 from funasr_mooer.border.build import build_model
+from funasr_mooer.data.audio import write_wav
 from funasr_mooer.errors import CheckpointError, ConfigError, DeviceError
 from funasr_mooer.model_dir import write_model_dir
 
@@ -114,6 +115,38 @@ def test_convert_lists_what_is_missing(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+class TwoPieces(torch.nn.Module):
+    """A VAD that hears speech in the first and the third half second."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def inference(self, data_in, key, **_):
+        return [{"key": utt, "value": [[0, 500], [1000, 1500]]} for utt in key], {"batch_data_time": 1.0}
+
+
+def test_behind_a_vad_each_input_has_a_result_even_if_nothing_was_understood(model_dir, wave, tmp_path, monkeypatch):
+    long, heard = np.tile(wave, 2), iter([["", ""], ["turn", "on"], ["", ""]])
+    files = [tmp_path / f"{name}.wav" for name in ("one", "two", "three")]
+    for file in files:
+        write_wav(file, long)
+    (tmp_path / "wav.scp").write_text("".join(f"{file.stem} {file}\n" for file in files))
+    model = AutoModel(model=model_dir)
+    model.vad_model, model.vad_kwargs = TwoPieces(), {}
+    texts = []
+
+    def inference(data_in, key, **_):
+        texts.extend([] if texts else next(heard))
+        return [{"key": utt, "text": texts.pop(0)} for utt in key], {"batch_data_time": 1.0}
+
+    monkeypatch.setattr(model.model, "inference", inference)
+    results = model.generate(input=str(tmp_path / "wav.scp"), task="asr")
+    assert [(result["key"], result["text"]) for result in results] == [("one", ""), ("two", "turn on"), ("three", "")]
+    heard = iter([["", ""], ["", "light"]])
+    assert [result["text"].strip() for result in model.generate(input=[long, long], task="asr")] == ["", "light"]
+
+
 def test_long_audio_is_cut_at_pauses_by_funasrs_silero_vad(golden, model_dir):
     pytest.importorskip("silero_vad", reason="pip install funasr-mooer[vad]")
     from funasr_mooer.data.audio import read_audio
@@ -123,6 +156,6 @@ def test_long_audio_is_cut_at_pauses_by_funasrs_silero_vad(golden, model_dir):
     long = np.concatenate(speech * 8)
     assert len(long) > 31 * 16000
     model = AutoModel(model=model_dir, vad_model="silero-vad", vad_kwargs={"max_single_segment_time": 20000})
-    # An untrained model repeats the prompt's line break, which is no text, and FunASR drops answers without text.
+    # An untrained model repeats the prompt's line break, which is no text.
     (result,) = model.generate(input=long, task="asr", no_repeat_ngram_size=1)
     assert result["text"]
