@@ -31,9 +31,7 @@ def section(cls: type[T], values: Mapping[str, Any] | None, name: str) -> T:
     Raises:
         ConfigError: an unknown key (with a suggestion), a missing one, or a value of the wrong type.
     """
-    if values is not None and not isinstance(values, Mapping):
-        raise ConfigError(f"{name}: expected a mapping of keys to values, found {values!r}")
-    values = dict(values or {})
+    values = _mapping(values, name)
     fields = {field.name: field for field in dataclasses.fields(cls)}
     for key in values:
         if key not in fields:
@@ -59,7 +57,7 @@ def construct(cls: type[T], values: Mapping[str, Any] | None, name: str, **given
     Raises:
         ConfigError: an unknown, missing or derived key, or a value of the wrong type.
     """
-    values = dict(values or {})
+    values = _mapping(values, name)
     hints = typing.get_type_hints(cls.__init__)
     parameters = dict(inspect.signature(cls).parameters)
     settable = [key for key in parameters if key not in given]
@@ -73,6 +71,22 @@ def construct(cls: type[T], values: Mapping[str, Any] | None, name: str, **given
         if key not in values and parameters[key].default is inspect.Parameter.empty:
             raise ConfigError(f"{name}.{key}: is required and not given")
     return cls(**given, **values)
+
+
+def check_least(conf: Any, name: str, **least: float) -> None:
+    """Refuse a section with a value below the least one that can work.
+
+    Args:
+        conf: the section's dataclass.
+        name: path of the section in the config, for messages.
+        least: its fields, and the least value of each.
+
+    Raises:
+        ConfigError: names the first such field.
+    """
+    for key, value in least.items():
+        if getattr(conf, key) < value:
+            raise ConfigError(f"{name}.{key}={getattr(conf, key)}: must be at least {value}")
 
 
 def suggest(word: str, known: Sequence[str] | Mapping[str, Any]) -> str:
@@ -94,14 +108,14 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """A YAML config as it stands in the file, with ``${...}`` and with values that a caller must still give (``???``).
 
     Raises:
-        ConfigError: the file does not exist or is not YAML.
+        ConfigError: the file does not exist, or is not YAML of keys and values.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(f"{path}: no such config file")
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        return _mapping(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: {error}") from error
 
 
@@ -114,14 +128,13 @@ def override(config: Mapping[str, Any], overrides: Sequence[str], name: str = "c
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    changes = [_override(text) for text in overrides]
     try:
         merged = OmegaConf.create(dict(config))
-        for text in map(_override, overrides):
-            key, _, value = text.partition("=")
-            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
-            OmegaConf.update(merged, key, parsed, merge=True)  # reaches into lists too: stages.0.steps
+        for key, value in changes:
+            OmegaConf.update(merged, key, value, merge=True)  # reaches into lists too: stages.0.steps
         return typing.cast(dict, OmegaConf.to_container(merged, resolve=True, throw_on_missing=True))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, ValueError) as error:  # ValueError: a word where a list has numbers
         raise ConfigError(f"{name}: {error}") from error
 
 
@@ -131,25 +144,36 @@ def save_config(config: Mapping[str, Any], path: str | Path) -> None:
     Path(path).write_text(text, encoding="utf-8")
 
 
-def _override(text: str) -> str:
-    if not text.startswith("++") or "=" not in text:
+def _mapping(values: Any, name: str) -> dict[str, Any]:
+    """A copy of a section; None is an empty one."""
+    if values is not None and not isinstance(values, Mapping):
+        raise ConfigError(f"{name}: expected a mapping of keys to values, found {values!r}")
+    return dict(values or {})
+
+
+def _override(text: str) -> tuple[str, Any]:
+    """``++a.b=1`` -> ("a.b", 1)."""
+    from omegaconf import OmegaConf
+
+    key, equals, value = text.removeprefix("++").partition("=")
+    if not text.startswith("++") or not equals or not all(key.split(".")):
         raise ConfigError(f"'{text}': an override is written ++section.key=value")
-    return text[2:]
+    try:
+        return key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))["value"]
+    except yaml.YAMLError as error:
+        raise ConfigError(f"'{text}': what follows = is not YAML ({str(error).splitlines()[0]})") from error
 
 
 def _convert(hint: Any, value: Any, name: str) -> Any:
     """``value`` as the annotated type: a nested dataclass, a number, a list; else an error."""
     origin = typing.get_origin(hint)
     if origin in (types.UnionType, typing.Union):
-        options = typing.get_args(hint)
-        if value is None and type(None) in options:
-            return None
-        return _convert(next(o for o in options if o is not type(None)), value, name)
+        return _convert_either(typing.get_args(hint), value, name)
     if dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else section(hint, value, name)
     if hint is Any:
         return value
-    wanted = origin or hint
+    wanted, inner = origin or hint, typing.get_args(hint)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if wanted is float and isinstance(value, str):  # YAML reads 1e-4 (no dot) as a string
@@ -157,12 +181,25 @@ def _convert(hint: Any, value: Any, name: str) -> Any:
             return float(value)
         except ValueError:
             raise ConfigError(f"{name}: expected a number, found {value!r}") from None
-    if wanted in (tuple, list) and isinstance(value, (tuple, list)):
-        return wanted(value)
+    if wanted is list and isinstance(value, (tuple, list)):
+        return [_convert(inner[0] if inner else Any, item, f"{name}[{i}]") for i, item in enumerate(value)]
+    if wanted is Mapping and isinstance(value, Mapping) and inner:
+        return {key: _convert(inner[1], item, f"{name}.{key}") for key, item in value.items()}
     if wanted in (int, float) and isinstance(value, bool):
         raise ConfigError(f"{name}: expected a {wanted.__name__}, found {value!r}")
     if wanted is Path and isinstance(value, str):
         return Path(value)
-    if isinstance(wanted, type) and wanted is not Mapping and not isinstance(value, wanted):
+    if isinstance(wanted, type) and not isinstance(value, wanted):
         raise ConfigError(f"{name}: expected {wanted.__name__}, found {value!r}")
     return value
+
+
+def _convert_either(hints: Sequence[Any], value: Any, name: str) -> Any:
+    """``value`` as the type among several that it has; as the one that is not None, where there are no others."""
+    if value is None and type(None) in hints:
+        return None
+    kinds = [hint for hint in hints if hint is not type(None)]
+    fitting = kinds if len(kinds) == 1 else [k for k in kinds if isinstance(value, typing.get_origin(k) or k)]
+    if not fitting:
+        raise ConfigError(f"{name}: expected {' or '.join(k.__name__ for k in kinds)}, found {value!r}")
+    return _convert(fitting[0], value, name)

@@ -37,6 +37,10 @@ class OptimConf:
     eps: float = 1e-8
     lora_plus: float = 1.0
 
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ConfigError(f"optim.betas={self.betas}: give two numbers, such as [0.9, 0.999]")
+
     def lr_of(self, part: str) -> float:
         """The full learning rate of one part.
 
@@ -81,7 +85,7 @@ class StageConf:
     clip: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.steps and not self.epochs:
+        if min((n for n in (self.steps, self.epochs) if n is not None), default=0) < 1:
             raise ConfigError(f"stage '{self.name}': give steps or epochs, more than 0")
         if self.accum < 1:
             raise ConfigError(f"stage '{self.name}': accum={self.accum} must be at least 1")
@@ -218,8 +222,6 @@ def read_stages(config: Mapping[str, Any]) -> tuple[TrainConf, list[StageConf]]:
     stages = []
     for number, values in enumerate(conf.stages or [flat]):
         name = f"train_conf.stages[{number}]" if conf.stages else "train_conf"
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"{name}: expected a mapping, found {values!r}")
         defaults = {"name": f"stage{number}" if conf.stages else "train"}
         defaults |= {"accum": conf.accum_grad, "clip": conf.grad_clip}
         values = {**defaults, **values}

@@ -170,6 +170,8 @@ def test_lora_plus_lets_b_learn_faster_than_a():
             r"train_conf.stages\[0\].stpes: unknown key; did you mean 'steps'",
         ),
         ({"train_conf": {"stages": [{"name": "a"}]}}, "stage 'a': give steps or epochs"),
+        ({"train_conf": {"max_steps": 0}}, "stage 'train': give steps or epochs, more than 0"),
+        ({"optim_conf": {"betas": [0.9]}}, r"optim.betas=\[0.9\]: give two numbers"),
         ({"train_conf": {"stages": [{"steps": 3}], "train": ["lora"]}}, "train_conf.train: belongs to the one-stage"),
         ({"train_conf": {"ema": 1.0}}, "train_conf.ema=1.0 must be in"),
         ({"optim": "lion"}, "optim: 'lion' is not supported; use adamw"),
