@@ -46,7 +46,7 @@ def read_audio(source: str | os.PathLike | bytes | memoryview, allow_pipes: bool
             if offset is not None and nbytes is None:
                 return _finish(*_read_ark(file, offset, name), name)
             file.seek(offset or 0)
-            data = file.read() if nbytes is None else file.read(nbytes)
+            data = file.read() if nbytes is None else file.read(min(nbytes, os.fstat(file.fileno()).st_size))
     except (OSError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -82,7 +82,8 @@ def decode(data: bytes | memoryview, name: str) -> tuple[np.ndarray, int]:
             rate, frames = file.samplerate, file.frames
             samples = file.read(dtype="int16" if file.subtype == "PCM_16" else "float32")
     except (soundfile.LibsndfileError, RuntimeError, ValueError) as error:
-        raise DataError(f"{name}: not audio that can be read ({error}); use wav, flac, ogg or mp3") from None
+        reason = getattr(error, "error_string", error)
+        raise DataError(f"{name}: not audio that can be read ({reason}); use wav, flac, ogg or mp3") from None
     if len(samples) < frames < 2**48:  # libsndfile says 2**63 - 1 where it cannot know
         raise DataError(f"{name}: truncated: {len(samples)} of {frames} samples")
     return samples, rate
@@ -92,7 +93,7 @@ def wav_pcm16(data: bytes | memoryview, name: str = "wav") -> tuple[np.ndarray, 
     """The samples of a PCM16 wav as a view (N,) or (N, C) of ``data``, and the rate; None for any other format.
 
     Raises:
-        DataError: the data chunk is missing or longer than the bytes that follow it.
+        DataError: the data chunk of a wav, in whatever format, is missing or longer than the bytes that follow it.
     """
     view = memoryview(data)
     if len(view) > _PLAIN.size:  # the header that nearly every file has, ours among them
@@ -102,7 +103,7 @@ def wav_pcm16(data: bytes | memoryview, name: str = "wav") -> tuple[np.ndarray, 
             return np.frombuffer(view, "<i2", size // 2, _PLAIN.size), rate
     if bytes(view[:4]) != b"RIFF" or bytes(view[8:12]) != b"WAVE":
         return None
-    position, channels, rate = 12, 0, 0
+    position, channels, rate, is_pcm16 = 12, 0, 0, None
     while position + 8 <= len(view):
         tag, size = bytes(view[position : position + 4]), int.from_bytes(view[position + 4 : position + 8], "little")
         body = position + 8
@@ -110,16 +111,17 @@ def wav_pcm16(data: bytes | memoryview, name: str = "wav") -> tuple[np.ndarray, 
             layout, channels, rate, _, _, bits = np.frombuffer(view, _FMT, 1, body)[0].tolist()
             if layout == 0xFFFE and size >= 26:  # WAVE_FORMAT_EXTENSIBLE: the format proper is in the sub-format
                 layout = int.from_bytes(view[body + 24 : body + 26], "little")
-            if layout != 1 or bits != 16 or channels < 1:
-                return None
+            is_pcm16 = layout == 1 and bits == 16 and channels > 0
         elif tag == b"data":
-            if channels == 0:
+            if is_pcm16 is None:
                 raise DataError(f"{name}: damaged wav: data before its format")
             present = len(view) - body
             if size >= 0x7FFFFF00:  # written to a pipe, by a program that could not seek back to fill it in
                 size = present
             if size > present:
                 raise DataError(f"{name}: truncated: {present} of {size} bytes of samples")
+            if not is_pcm16:
+                return None
             samples = np.frombuffer(view, "<i2", size // 2 // channels * channels, body)
             return (samples if channels == 1 else samples.reshape(-1, channels)), rate
         position = body + size + size % 2
