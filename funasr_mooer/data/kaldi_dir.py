@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -61,7 +62,7 @@ def read_kaldi_dir(path: str | os.PathLike, max_bad: float = 0.01, need_text: bo
     Args:
         path: the directory.
         max_bad: stop when problems exceed this fraction of the utterances.
-        need_text: False for decoding, where ``text`` may be absent.
+        need_text: False for decoding: ``text`` may be absent, or lack utterances.
 
     Raises:
         DataError: no such directory or no ``wav.scp``, no usable utterance, or too many problems; each with file and line.
@@ -85,7 +86,7 @@ def read_kaldi_dir(path: str | os.PathLike, max_bad: float = 0.01, need_text: bo
         where = f"{path / ('wav.scp' if segments is None else 'segments')}:{line}"
         try:
             source, start_s, end_s = (value, None, None) if segments is None else _segment(value, wavs)
-            transcripts = _transcripts(utt_id, path, texts, problems)
+            transcripts = _transcripts(utt_id, path, texts, problems if need_text else None)
             utterances.append(
                 Utterance(
                     utt_id=utt_id,
@@ -134,11 +135,14 @@ def write_kaldi_dir(path: str | os.PathLike, utterances: Iterable[Utterance]) ->
         The number of utterances.
 
     Raises:
-        DataError: no utterances, two with one id, an id with spaces, or ``path`` holds something else.
+        DataError: no utterances, two with one id, an id with spaces, a source that is no line, or ``path`` holds
+            something else.
     """
     path = Path(path)
     if path.exists() and any(path.iterdir()) and not (path / "wav.scp").is_file():
         raise DataError(f"{path}: holds files and no wav.scp; give a new directory")
+    for folder in (each for each in (path.iterdir() if path.exists() else ()) if each.is_dir()):
+        raise DataError(f"{path}: holds the folder {folder.name}, which would be lost; give a new directory")
     chosen = sorted(utterances, key=lambda u: u.utt_id)
     if not chosen:
         raise DataError(f"{path}: no utterances to write")
@@ -149,12 +153,15 @@ def write_kaldi_dir(path: str | os.PathLike, utterances: Iterable[Utterance]) ->
     for u in chosen:
         if not u.utt_id or len(u.utt_id.split()) != 1:
             raise DataError(f"{path}: '{u.utt_id}': an utterance id is one word")
+        if u.source.strip().splitlines() != [u.source]:
+            raise DataError(f"{path}: {u.utt_id}: {u.source!r} cannot be one line of wav.scp")
         columns = {"wav.scp": u.source, "utt2spk": u.speaker or u.utt_id, "utt2lang": u.lang, **u.texts}
         if u.duration_s is not None:
             columns["utt2dur"] = f"{u.duration_s:.3f}"
         for name, value in columns.items():
             if value:
-                tables.setdefault(name, []).append(f"{u.utt_id} {' '.join(value.split())}\n")
+                value = value if name == "wav.scp" else " ".join(value.split())
+                tables.setdefault(name, []).append(f"{u.utt_id} {value}\n")
     partial = path.with_name(path.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -211,22 +218,27 @@ def _segment(value: str, wavs: Mapping[str, tuple[int, str]]) -> tuple[str, floa
         raise DataError(f"expected 'recording start end', found '{value}'") from None
     if recording not in wavs:
         raise DataError(f"is cut from {recording}, which has no line in wav.scp")
-    if not 0 <= start_s < end_s:
+    if not 0 <= start_s < end_s < math.inf:
         raise DataError(f"starts at {start} s and ends at {end} s")
     return wavs[recording][1], start_s, end_s
 
 
-def _transcripts(utt_id: str, path: Path, texts: Mapping, problems: list[str]) -> dict[str, str]:
-    """Field -> transcript of one utterance; ``text`` must be there when the file is, others may be absent."""
+def _transcripts(utt_id: str, path: Path, texts: Mapping, problems: list[str] | None) -> dict[str, str]:
+    """Field -> transcript of one utterance; ``text`` must be there, others may be absent.
+
+    Without ``problems`` any may be absent or empty.
+    """
     found = {}
     for name, table in texts.items():
         if utt_id not in table:
-            if name == "text":
+            if name == "text" and problems is not None:
                 raise DataError(f"has no line in {path / name}")
             continue
         line, value = table[utt_id]
         if value:
             found[name] = " ".join(value.split())
+        elif problems is None:
+            continue
         elif name == "text":
             raise DataError(f"has an empty transcript in {path / name}:{line}")
         else:
@@ -249,9 +261,12 @@ def _duration(row: tuple[int, str] | None, path: Path) -> float | None:
     if row is None:
         return None
     try:
-        return float(row[1])
+        seconds = float(row[1])
     except ValueError:
-        raise DataError(f"has the duration '{row[1]}' in {path / 'utt2dur'}:{row[0]}; expected seconds") from None
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise DataError(f"has the duration '{row[1]}' in {path / 'utt2dur'}:{row[0]}; expected seconds")
+    return seconds
 
 
 def _quote(problems: list[str]) -> str:

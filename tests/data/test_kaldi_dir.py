@@ -58,8 +58,10 @@ def test_unsorted_tabs_crlf_bom_and_blank_lines_are_fine(folder):
         ({"text": "a hello\nb x\0y\n"}, r"text:2: holds a NUL"),
         ({"segments": "a a 0 1\nb r9 0 1\n"}, r"segments:2: utt b is cut from r9"),
         ({"segments": "a a 0 1\nb b 2 1\n"}, r"segments:2: utt b starts at 2 s and ends at 1 s"),
+        ({"segments": "a a 0 1\nb b 0 inf\n"}, r"segments:2: utt b starts at 0 s and ends at inf s"),
         ({"segments": "a a 0 1\nb b x\n"}, r"segments:2: utt b expected 'recording start end'"),
         ({"utt2dur": "a long\n"}, r"duration 'long' in .*utt2dur:1"),
+        ({"utt2dur": "a nan\n"}, r"duration 'nan' in .*utt2dur:1"),
         ({"text.en": "a\n"}, r"text.en:1: utt a has an empty transcript"),
     ],
 )
@@ -89,22 +91,35 @@ def test_missing_files_are_named_and_text_is_optional_for_decoding(folder, tmp_p
     assert [u.texts for u in read_kaldi_dir(path, need_text=False)] == [{}, {}]
 
 
+def test_utterances_without_a_transcript_are_decoded_too(folder):
+    found = read_kaldi_dir(folder(text="b good day\n", **{"text.en": "b\n"}), need_text=False, max_bad=0)
+    assert [u.texts for u in found] == [{}, {"text": "good day"}]
+    found = read_kaldi_dir(folder(text="a\nb good day\n"), need_text=False, max_bad=0)
+    assert [u.utt_id for u in found] == ["a", "b"]
+
+
 def test_a_written_directory_reads_back(tmp_path):
     utts = [
-        Utterance("b", "/x/b.wav", {"text": "two  words"}, duration_s=2.5),
+        Utterance("b", "/x/two  blanks.wav", {"text": "two  words"}, duration_s=2.5),
         Utterance("a", "/x/a.wav", {"text": "一", "text.en": "one"}, lang="zh"),
     ]
     for _ in range(2):  # writing again replaces
         assert write_kaldi_dir(tmp_path / "out/train", utts) == 2
     a, b = read_kaldi_dir(tmp_path / "out/train", max_bad=0)
     assert (a.texts, a.lang) == ({"text": "一", "text.en": "one"}, "zh")
-    assert (b.source, b.texts, b.duration_s) == ("/x/b.wav", {"text": "two words"}, 2.5)
+    assert (b.source, b.texts, b.duration_s) == ("/x/two  blanks.wav", {"text": "two words"}, 2.5)
     with pytest.raises(DataError, match="two utterances are called a"):
         write_kaldi_dir(tmp_path / "o", [utts[1], utts[1]])
     (tmp_path / "mine").mkdir()
+    for source in ("/x/a.wav\nb /x/b.wav", " /x/a.wav", ""):
+        with pytest.raises(DataError, match="one line"):
+            write_kaldi_dir(tmp_path / "o", [Utterance("a", source)])
     (tmp_path / "mine/thesis.tex").touch()
     with pytest.raises(DataError, match="holds files and no wav.scp"):
         write_kaldi_dir(tmp_path / "mine", utts)
+    (tmp_path / "out/train/wav").mkdir()
+    with pytest.raises(DataError, match="holds the folder wav"):
+        write_kaldi_dir(tmp_path / "out/train", utts)
 
 
 def test_real_corpora_are_read(speech_data):
