@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from torch import Tensor, nn
 
 from funasr_mooer.errors import CheckpointError
 
+# What reading a damaged pickle or safetensors file raises: bits that fell over end up in any of its fields.
+DAMAGED = (
+    *(SafetensorError, pickle.UnpicklingError, struct.error, EOFError, OSError, RuntimeError),
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError),
+)
 WEIGHT_FILES = ("*.safetensors", "*.bin", "*.pt", "*.pth")
 HASHED_BYTES = 1 << 20  # of each end of a weight file
 
@@ -34,8 +40,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise CheckpointError(f"{path}: cannot be read as tensors ({str(error).splitlines()[0]})") from error
+    except DAMAGED as error:
+        raise CheckpointError(f"{path}: cannot be read as tensors ({first_line(error)})") from error
     for wrapper in ("state_dict", "model_state_dict", "model"):
         if isinstance(tensors, Mapping) and isinstance(tensors.get(wrapper), Mapping):
             tensors = tensors[wrapper]
@@ -73,6 +79,11 @@ def complain(
     parts = [f"{len(names)} {kind}: {_first(names)}" for kind, names in kinds.items() if names]
     if parts:
         raise CheckpointError(f"{source}: {'; '.join(parts)}")
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or its name where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def fingerprint(path: str | Path) -> str:

@@ -11,7 +11,6 @@ import contextlib
 import gc
 import itertools
 import os
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from funasr_mooer import device as devices
+from funasr_mooer import weights
 from funasr_mooer.errors import CheckpointError
 from funasr_mooer.train.stages import DTYPES, TrainConf
 
@@ -163,8 +163,8 @@ class Engine:
             state = torch.load(file, map_location="cpu", weights_only=True)
             mine = [group["full_lr"] for group in self.optimizer.param_groups]
             self.set_optimizer_state(state.pop("optimizer"))
-        except (OSError, RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
-            text = str(error).splitlines()[0]
+        except weights.DAMAGED as error:
+            text = weights.first_line(error)
             raise CheckpointError(f"{file}: does not fit this run ({text}); were stages or parts changed?") from error
         for group, rate in zip(self.optimizer.param_groups, mine, strict=True):
             group["full_lr"] = rate  # a rate changed in the config counts from here on
