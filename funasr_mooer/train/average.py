@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from funasr_mooer.errors import CheckpointError
-from funasr_mooer.train.checkpoint import HIDDEN, STATE_FILE
+from funasr_mooer.train.checkpoint import FOLDER, HIDDEN, STATE_FILE
 from funasr_mooer.train.engine import OPTIMIZER_FILE
 
 
@@ -24,16 +24,18 @@ def average(checkpoints: Sequence[Path], out: Path) -> Path:
 
     Args:
         checkpoints: model directories of one experiment.
-        out: replaced if it exists, when everything is written.
+        out: an earlier average there is replaced when everything is written.
 
     Returns:
         ``out``.
 
     Raises:
-        CheckpointError: no checkpoints, or they do not hold the same tensors.
+        CheckpointError: no checkpoints, or they do not hold the same tensors; or ``out`` holds something else.
     """
     if not checkpoints:
         raise CheckpointError(f"{out}: no checkpoints to average")
+    if out.is_symlink() or (out.exists() and not _is_average(out)):
+        raise CheckpointError(f"{out}: holds something else than an average, which stays; give a new folder")
     temporary = out.with_name(f"{HIDDEN}{out.name}")
     shutil.rmtree(temporary, ignore_errors=True)
     skipped = shutil.ignore_patterns("*.safetensors", OPTIMIZER_FILE, STATE_FILE)
@@ -65,6 +67,16 @@ def average_file(files: Sequence[Path]) -> tuple[dict[str, Tensor], dict[str, st
         return {name: _mean(name, opened) for name in sorted(names)}, opened[0].metadata()
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{files[0].name}: cannot be read from every checkpoint ({error})") from error
+
+
+def _is_average(folder: Path) -> bool:
+    """Whether a folder is empty, or a model directory that is neither an experiment nor one of its checkpoints."""
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    others = (STATE_FILE, OPTIMIZER_FILE, FOLDER)
+    return (folder / "config.yaml").is_file() and not any((folder / name).exists() for name in others)
 
 
 def _mean(name: str, opened: Sequence[safe_open]) -> Tensor:

@@ -29,6 +29,7 @@ from funasr_mooer.train.engine import OPTIMIZER_FILE, Engine
 
 log = logging.getLogger(__name__)
 
+FOLDER = "checkpoints"  # of an experiment
 STATE_FILE = "train_state.json"
 HIDDEN = "."
 LARGER_IS_BETTER = ("acc", "bleu", "chrf")
@@ -93,7 +94,7 @@ class Checkpoints:
     """
 
     def __init__(self, exp: Path, keep: int = 5, metric: str = "loss"):
-        self.exp, self.folder, self.keep, self.metric = exp, exp / "checkpoints", keep, metric
+        self.exp, self.folder, self.keep, self.metric = exp, exp / FOLDER, keep, metric
 
     def open(self) -> Path | None:
         """Remove what a kill left behind; returns the newest checkpoint from which training can go on."""
@@ -104,8 +105,9 @@ class Checkpoints:
         return self.latest()
 
     def all(self) -> list[Path]:
-        """All checkpoints, oldest first."""
-        return sorted(self.folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+        """All checkpoints, oldest first; copies by other names are none."""
+        steps = {path: path.name.removeprefix("step-") for path in self.folder.glob("step-*")}
+        return sorted((path for path, step in steps.items() if step.isdecimal()), key=lambda path: int(steps[path]))
 
     def latest(self) -> Path | None:
         """The newest checkpoint that holds optimiser states."""

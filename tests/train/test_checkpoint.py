@@ -12,7 +12,7 @@ from toy_training import assert_equal, make_trainer, run, weights
 
 from funasr_mooer.errors import CheckpointError, ConfigError
 from funasr_mooer.train.average import average
-from funasr_mooer.train.checkpoint import TrainState
+from funasr_mooer.train.checkpoint import Checkpoints, TrainState
 from funasr_mooer.train.launch import STOPPED
 
 STAGES = [
@@ -142,6 +142,25 @@ def test_the_average_is_the_mean_of_each_tensor_and_holds_no_optimiser(straight,
         for name, tensor in tensors.items():
             torch.testing.assert_close(tensor, (one[part][name] + two[part][name]) / 2, rtol=0, atol=1e-7)
     assert sorted(path.name for path in out.iterdir()) == ["adapter.safetensors", "config.yaml", "lora.safetensors"]
+
+
+def test_an_average_replaces_an_earlier_one_and_nothing_else(straight, tmp_path):
+    checkpoints = [straight / "checkpoints/step-15", straight / "checkpoints/step-16"]
+    for _ in range(2):
+        average(checkpoints, tmp_path / "mean")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/thesis.tex").touch()
+    for out in (straight, straight / "checkpoints/step-15", straight / "best", tmp_path / "mine"):
+        kept = sorted(out.rglob("*"))
+        with pytest.raises(CheckpointError, match="give a new folder"):
+            average(checkpoints, out)
+        assert sorted(out.rglob("*")) == kept
+
+
+def test_a_copy_beside_the_checkpoints_is_none(tmp_path):
+    for name in ("step-2", "step-10", "step-10.copy", "step-best"):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    assert [path.name for path in Checkpoints(tmp_path).all()] == ["step-2", "step-10"]
 
 
 def test_the_final_model_can_be_the_mean_of_the_best(tmp_path):
