@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import torch
 
+from funasr_mooer.config import check_least
 from funasr_mooer.data.audio import SAMPLE_RATE
 from funasr_mooer.data.augment import Augment, AugmentConf
 from funasr_mooer.data.batch import TRANSCRIPT, Batch, Example, Prompt, TaskDraw, collate
@@ -53,7 +54,7 @@ class DatasetConf:
         data_split_num: read by FunASR's trainer; packs need no splitting.
     """
 
-    tasks: Mapping | None = None
+    tasks: Mapping[str, float] | None = None
     budget: int = 8000
     budget_unit: str = "auto"
     packing: bool = False
@@ -78,6 +79,7 @@ class DatasetConf:
             raise ConfigError(f"dataset_conf.budget_unit={self.budget_unit}; use auto, positions or frames")
         if self.features not in ("worker", "device"):
             raise ConfigError(f"dataset_conf.features={self.features}; use worker or device")
+        check_least(self, "dataset_conf", budget=1, max_utts=1, window=1, length_multiple=1, prefetch=1, num_workers=0)
         if self.packing and self.budget_unit == "frames":
             raise ConfigError("dataset_conf.packing: a row is filled with positions; set budget_unit: positions")
 

@@ -22,7 +22,7 @@ class CorpusConf:
     """
 
     weight: float = 1.0
-    tasks: Mapping | None = None
+    tasks: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         if self.weight < 0:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funasr_mooer.config import section
+from funasr_mooer.config import check_least, section
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.mooer.llm import LoRAQwenDecoder
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
@@ -45,9 +45,12 @@ class DecodeConf:
     ctc_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("num_beams", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"decode_conf.{name}={getattr(self, name)}: must be at least 1")
+        check_least(self, "decode_conf", num_beams=1, max_new_tokens=1, min_length=0)
+        check_least(self, "decode_conf", no_repeat_ngram_size=0, repetition_guard=0)
+        if self.repetition_penalty <= 0:
+            raise ConfigError(
+                f"decode_conf.repetition_penalty={self.repetition_penalty}: must be above 0; 1 changes nothing"
+            )
         if self.ctc_weight < 0:
             raise ConfigError(f"decode_conf.ctc_weight={self.ctc_weight}: must not be below 0")
 

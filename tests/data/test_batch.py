@@ -273,6 +273,10 @@ def test_doors(fakes, pack_dir, load):
         conf(budget_unit="tokens")
     with pytest.raises(ConfigError, match=r"features=gpu; use worker or device"):
         conf(features="gpu")
+    with pytest.raises(ConfigError, match="dataset_conf.length_multiple=0: must be at least 1"):
+        conf(length_multiple=0)
+    with pytest.raises(ConfigError, match=r"dataset_conf.tasks.asr: expected a number, found 'often'"):
+        conf(tasks={"asr": "often"})
     with pytest.raises(ConfigError, match="unknown key; did you mean 'freq_masks'"):
         conf(augment={"freq_mask": 2})
     with pytest.raises(ConfigError, match="no packs"):

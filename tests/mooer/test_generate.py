@@ -29,5 +29,10 @@ def test_later_settings_win_and_keys_of_others_are_passed_over():
 def test_impossible_settings_say_so():
     with pytest.raises(ConfigError, match="decode_conf.num_beams=0: must be at least 1"):
         decode_conf({"num_beams": 0})
+    for name in ("no_repeat_ngram_size", "repetition_guard", "min_length"):
+        with pytest.raises(ConfigError, match=f"decode_conf.{name}=-1: must be at least 0"):
+            decode_conf({name: -1})
+    with pytest.raises(ConfigError, match="decode_conf.repetition_penalty=0.0: must be above 0"):
+        decode_conf({"repetition_penalty": 0.0})
     with pytest.raises(ConfigError, match="decode_conf.num_beams: expected int, found 'four'"):
         decode_conf({"num_beams": "four"})
