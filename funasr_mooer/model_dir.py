@@ -85,7 +85,10 @@ def read_model_dir(directory: str | Path, overrides: Sequence[str] = ()) -> dict
     config = load_config(directory / "config.yaml")
     meta = directory / "configuration.json"
     if meta.is_file():
-        near = json.loads(meta.read_text(encoding="utf-8")).get("file_path_metas", {})
+        try:
+            near = json.loads(meta.read_text(encoding="utf-8")).get("file_path_metas", {})
+        except (ValueError, AttributeError) as error:
+            raise CheckpointError(f"{meta}: is damaged ({error}); write or copy the model directory again") from None
         for keys, path in _paths(near):
             if (directory / path).exists():
                 _put(config, keys, str(directory / path))

@@ -24,7 +24,7 @@ def read_cmvn(path: str | os.PathLike) -> Tensor:
     if not path.is_file():
         raise ConfigError(f"frontend_conf.cmvn_file={path}: no such file")
     rows, wanted = {}, None
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
         words = line.split()
         if words[:1] in (["<AddShift>"], ["<Rescale>"]):
             wanted = words[0]

@@ -39,7 +39,10 @@ class Pack:
         meta = self.path / "meta.json"
         if not meta.is_file():
             raise DataError(f"{self.path}: not a pack (no meta.json); make one with python -m funasr_mooer.bin.pack")
-        self.meta: dict[str, Any] = json.loads(meta.read_text(encoding="utf-8"))
+        try:
+            self.meta: dict[str, Any] = json.loads(meta.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(f"{meta}: is damaged ({error}); run pack again") from None
         if self.meta.get("version") != VERSION:
             raise DataError(f"{meta}: version {self.meta.get('version')}, this program reads {VERSION}; run pack again")
         self.fields: list[str] = self.meta["fields"]

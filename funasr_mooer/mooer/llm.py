@@ -344,7 +344,11 @@ def _lora_sizes(directory: Path) -> dict:
     file = directory / "adapter_config.json"
     if not file.is_file():
         raise CheckpointError(f"llm_conf.lora.init: {file} does not exist")
-    conf = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        conf = json.loads(file.read_text(encoding="utf-8"))
+        sizes = {"r": conf["r"], "alpha": conf["lora_alpha"], "targets": sorted(conf["target_modules"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{file}: is not peft's adapter_config.json of a LoRA ({error!r})") from None
     if conf.get("peft_type") != "LORA" or conf.get("bias", "none") != "none" or conf.get("modules_to_save"):
         raise CheckpointError(f"{file}: only plain LoRA is read (peft_type LORA, bias none, no modules_to_save)")
-    return {"r": conf["r"], "alpha": conf["lora_alpha"], "targets": sorted(conf["target_modules"])}
+    return sizes

@@ -139,10 +139,14 @@ def read_units(path: str | Path) -> dict[str, int]:
     """Unit to id, in the order of the file.
 
     Raises:
-        ConfigError: a line that is not ``unit id``, or ids that leave gaps.
+        ConfigError: not UTF-8, a line that is not ``unit id``, or ids that leave gaps.
     """
     table: dict[str, int] = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    for number, line in enumerate(lines, 1):
         words = line.rsplit(maxsplit=1)
         if len(words) != 2 or not words[1].isdigit():
             raise ConfigError(f"{path}:{number}: expected 'unit id', found {line!r}")

@@ -204,6 +204,9 @@ def test_another_tokenizer_means_packing_again(fakes, pack_dir):
 def test_folders_that_are_no_packs_are_refused(tmp_path):
     with pytest.raises(DataError, match="not a pack"):
         Pack(tmp_path)
+    (tmp_path / "meta.json").write_text('{"version": ')
+    with pytest.raises(DataError, match=r"meta\.json: is damaged .*run pack again"):
+        Pack(tmp_path)
     (tmp_path / "meta.json").write_text('{"version": 99}')
     with pytest.raises(DataError, match="version 99"):
         Pack(tmp_path)
