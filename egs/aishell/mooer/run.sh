@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # AISHELL-1, Mandarin speech recognition with MooER. Every stage can be rerun alone.
 #   ./run.sh --corpus /data/data_aishell --llm /models/Qwen2-7B-Instruct --encoder /models/paraformer-large
-#   ./run.sh --stage 2 --stop-stage 2 --exp exp/240ms --config conf/240ms.yaml
-#   ./run.sh --stage 4 --exp exp/240ms                                   # decode and score another run
+#   ./run.sh --stage 2 --llm /models/Qwen2-7B-Instruct --encoder /models/paraformer-large --exp exp/seed1 --seed 1
+#   ./run.sh --stage 4 --exp exp/seed1                                   # decode and score that run again
 set -euo pipefail
 cd "$(dirname "$0")"
 
