@@ -83,7 +83,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config", required=True, metavar="YAML", help="the whole system; ??? may stay where files go")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--train", nargs="+", metavar="PACK", help="packs to train on")
-    source.add_argument("--hours", type=float, help="hours of audio, where there is no pack yet")
+    source.add_argument("--hours", type=float, help="hours of audio in an epoch, where there is no pack yet")
     parser.add_argument(
         "--llm-config", metavar="DIR", help="folder with the LLM's config.json, instead of llm_conf.init"
     )
@@ -141,36 +141,46 @@ def llm_folder(config: Mapping[str, Any], given: str | None) -> Path:
 
 
 def measure(args: argparse.Namespace, dataset: Any, model: Outline) -> Data:
-    """What there is to train on: read from the packs, or estimated from the hours."""
+    """What an epoch holds: read from the packs, each as often as ``dataset_conf.corpora`` says; or estimated from the hours."""
     import numpy as np
     import torch
 
     from funasr_mooer.data.audio import SAMPLE_RATE
+    from funasr_mooer.data.mix import mix
     from funasr_mooer.data.sampler import TokenBudgetSampler
     from funasr_mooer.data.shards import Pack
     from funasr_mooer.train.forecast import Data
 
-    if args.train:
-        packs = [Pack(path) for path in args.train]
+    packs = [Pack(path) for path in args.train or ()]
+    if packs:
+        said = mix(dataset.corpora, [pack.path for pack in packs])
+        groups = [(len(pack), each.weight) for pack, each in zip(packs, said)]
         seconds = np.concatenate([pack.records["samples"] for pack in packs]) / SAMPLE_RATE
-        answers = np.concatenate([pack.token_counts()[pack.fields[0]] for pack in packs])
+        answers = np.concatenate([pack.token_counts()[pack.fields[0]] for pack in packs]).astype(np.int64)
     else:
         seconds = np.full(max(1, round(args.hours * 3600 / MEAN_S)), MEAN_S)
-        answers = np.round(seconds * ANSWER_PER_S)
+        answers = np.round(seconds * ANSWER_PER_S).astype(np.int64)
+        groups = [(len(seconds), 1.0)]
     kept = (seconds >= dataset.min_duration_s) & (seconds <= dataset.max_duration_s)
-    seconds, answers = seconds[kept], answers[kept].astype(np.int64)
+    shown = np.repeat([weight for _, weight in groups], [count for count, _ in groups]) * kept  # times per epoch
     frames = np.ceil(seconds * 1000 / model.feature_ms).astype(np.int64)
     audio = model.adapter.output_lengths(model.encoder.output_lengths(torch.from_numpy(frames))).numpy()
-    positions = audio + PROMPT + answers
-    if args.train:
+    positions = np.where(kept, audio + PROMPT + answers, 0)
+    if packs:
         sampler = TokenBudgetSampler(
-            positions, dataset.budget, dataset.window, dataset.max_utts, packed=dataset.packing
+            positions,
+            dataset.budget,
+            dataset.window,
+            dataset.max_utts,
+            groups=groups,
+            length_multiple=1 if dataset.packing else dataset.length_multiple,
+            packed=dataset.packing,
         )
         batches = sampler.num_batches
     else:
         batches = max(1, round(float(positions.sum()) / (FILLED * dataset.budget)))
-    hours, labels = float(seconds.sum()) / 3600, float(answers.sum() + len(answers))
-    return Data(hours, float(frames.sum()), float(positions.sum()), labels, batches)
+    hours, *counts = (float(shown @ each) for each in (seconds / 3600, frames, positions, answers + 1))
+    return Data(hours, *counts, batches)
 
 
 def how_shared(conf: Any, gpus: int) -> Sharing:

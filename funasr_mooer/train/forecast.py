@@ -18,14 +18,14 @@ RUNTIME_GIB, FRAGMENTS = 1.0, 0.05  # of the driver and libraries; share of memo
 
 @dataclass(frozen=True)
 class Data:
-    """What there is to train on, in all and per epoch.
+    """What an epoch holds.
 
     Attributes:
         hours: of audio.
         frames: of features.
         positions: that the LLM reads, without padding.
         labels: tokens of the answers.
-        batches: per epoch, over all processes.
+        batches: over all processes.
     """
 
     hours: float

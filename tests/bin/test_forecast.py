@@ -7,8 +7,12 @@ import pytest
 import torch
 import yaml
 
-from funasr_mooer.bin import forecast
+from funasr_mooer.bin import forecast, pack
 from funasr_mooer.border.build import build_model
+from funasr_mooer.data.audio import write_wav
+from funasr_mooer.data.corpus import DatasetConf
+from funasr_mooer.data.kaldi_dir import Utterance, write_kaldi_dir
+from funasr_mooer.data.loader import build_loader
 from funasr_mooer.mooer.outline import Outline
 from funasr_mooer.train.forecast import GIB, Data, Sharing, memory
 from funasr_mooer.train.stages import StageConf
@@ -88,16 +92,32 @@ def test_what_is_missing_is_said_with_where_it_comes_from(tmp_path, capsys):
     assert "--gpu rtx: not known; use one of" in capsys.readouterr().err
 
 
-def test_a_pack_gives_the_batches_of_an_epoch(tiny_config, tmp_path, capsys):
-    from funasr_mooer.bin import pack
-    from funasr_mooer.data.audio import write_wav
-    from funasr_mooer.data.kaldi_dir import Utterance, write_kaldi_dir
+def make_pack(out, count, llm):
+    """``count`` seconds of noise with two words each."""
+    kaldi, wav = out.with_name(f"{out.name}_kaldi"), out.with_suffix(".wav")
+    write_wav(wav, torch.rand(16000).sub(0.5).numpy())
+    write_kaldi_dir(kaldi, [Utterance(f"utt{i}", str(wav), {"text": "turn on"}) for i in range(count)])
+    assert pack.main(["--data", str(kaldi), "--out", str(out), "--tokenizer", llm]) == 0
 
-    write_wav(tmp_path / "a.wav", torch.rand(16000).sub(0.5).numpy())
-    utts = [Utterance(f"utt{i}", str(tmp_path / "a.wav"), {"text": "turn on"}) for i in range(6)]
-    write_kaldi_dir(tmp_path / "kaldi", utts)
-    llm = tiny_config["llm_conf"]["init"]
-    pack.main(["--data", str(tmp_path / "kaldi"), "--out", str(tmp_path / "pack"), "--tokenizer", llm])
+
+@pytest.mark.parametrize("corpora", [None, {"often": 3, "half": {"weight": 0.5}, "never": 0}])
+def test_an_epoch_of_several_corpora_has_the_batches_and_hours_of_training(tiny_config, tmp_path, corpora):
+    packs = [tmp_path / name for name in ("often", "half", "never", "plain")]
+    for folder, count in zip(packs, (5, 6, 7, 4)):
+        make_pack(folder, count, tiny_config["llm_conf"]["init"])
+    conf = DatasetConf(budget=100, corpora=corpora)  # two rows of 33 to 50 positions
+    args = forecast.parse(["--config", "conf.yaml", "--train", *map(str, packs)])
+    data = forecast.measure(args, conf, Outline(tiny_config, tiny_config["llm_conf"]["init"]))
+    model = build_model(tiny_config)
+    parts = (model.features, model.tokenizer, model.prompt)
+    sampler = build_loader(conf, packs, *parts, model.audio_lengths).sampler
+    assert len(sampler) == (22 if corpora is None else 3 * 5 + 3 + 4)
+    assert data.batches == sampler.num_batches
+    assert data.hours == pytest.approx(len(sampler) / 3600)
+
+
+def test_a_pack_gives_the_batches_of_an_epoch(tiny_config, tmp_path, capsys):
+    make_pack(tmp_path / "pack", 6, tiny_config["llm_conf"]["init"])
     tiny_config["dataset_conf"] = {"budget": 80, "packing": True}  # 8 of audio, 27 around it, 2 words: 37 each
     (tmp_path / "conf.yaml").write_text(yaml.safe_dump(tiny_config))
     assert forecast.main(["--config", str(tmp_path / "conf.yaml"), "--train", str(tmp_path / "pack")]) == 0
