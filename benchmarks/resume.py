@@ -16,6 +16,7 @@ start is the whole command in a new interpreter, launcher and all.
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
 import random
@@ -57,7 +58,7 @@ class Tally:
     Attributes:
         kills: runs that got SIGKILL before their end.
         in_save: of these, while a checkpoint was being written.
-        runs: runs that ended, and were compared.
+        runs: runs that got them, up to five each; each ended in time and was compared.
         worst: largest difference of any weight or optimiser state from the undisturbed run.
         unequal: names of what differs.
     """
@@ -79,6 +80,8 @@ def main() -> int:
     args = parser.parse_args()
     figures: dict[str, float] = {}
     failed = False
+    if not args.spawn:
+        server()
     with tempfile.TemporaryDirectory(prefix="resume-") as folder:
         command = prepare(Path(folder))
         start = spawn if args.spawn else fork
@@ -87,13 +90,13 @@ def main() -> int:
             tally = torment(Path(folder) / case, case, command, start, args.kills, random.Random(f"{args.seed} {case}"))
             failed |= bool(tally.unequal)
             print(
-                f"{case:10} {tally.kills} kills, {tally.in_save} while a checkpoint was written; {tally.runs} runs ended, "
+                f"{case:10} {tally.kills} kills of {tally.runs} runs, {tally.in_save} while a checkpoint was written; "
                 f"largest difference {tally.worst:g} {' '.join(tally.unequal[:3])} ({time.monotonic() - begin:.0f} s)",
                 flush=True,
             )
             name = f"resume_{case.replace('-', '_')}"
             figures |= {f"{name}_kills": tally.kills, f"{name}_kills_in_save": tally.in_save}
-            figures |= {f"{name}_runs": tally.runs, f"{name}_difference": tally.worst}
+            figures |= {f"{name}_killed_runs": tally.runs, f"{name}_difference": tally.worst}
         figures |= across_cases(Path(folder), args.cases)
     if args.json:
         write_json(args.json, figures)
@@ -141,7 +144,7 @@ def torment(
     run(start([*argv, "--exp", str(folder / "straight")], nproc, folder / "straight.log"), folder / "straight.log")
     seconds, tally = time.monotonic() - begin, Tally()
     while tally.kills < kills:
-        exp, log = folder / f"run{tally.runs}", folder / f"run{tally.runs}.log"
+        exp, log, before = folder / f"run{tally.runs}", folder / f"run{tally.runs}.log", tally.kills
         for _ in range(min(KILLS_PER_RUN, kills - tally.kills)):
             processes = start([*argv, "--exp", str(exp)], nproc, log)
             if not kill(processes, exp, seconds, moments, in_save=bool(tally.kills % 2)):
@@ -152,7 +155,7 @@ def torment(
         for name, difference in differences(folder / "straight/last", exp / "last"):
             tally.worst = max(tally.worst, difference)
             tally.unequal.append(f"{exp.name}:{name}")
-        tally.runs += 1
+        tally.runs += tally.kills > before  # one that ended before its first kill shows nothing
         shutil.rmtree(exp)
     return tally
 
@@ -207,15 +210,24 @@ class Forked:
         self.process.kill()
 
 
-def fork(argv: Sequence[str], nproc: int, log: Path) -> list[Forked]:
-    """Start the processes of a run as its launcher would, from a server that has imported everything."""
+@functools.cache
+def server() -> multiprocessing.context.BaseContext:
+    """What processes are forked from, once it has imported everything: no run is timed together with that."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["__main__", *PRELOAD])
+    first = context.Process(target=int)
+    first.start()
+    first.join()
+    return context
+
+
+def fork(argv: Sequence[str], nproc: int, log: Path) -> list[Forked]:
+    """Start the processes of a run as its launcher would, from :func:`server`."""
     shared = {"WORLD_SIZE": str(nproc), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [{"RANK": str(r), "LOCAL_RANK": str(r), **shared} if nproc > 1 else {} for r in range(nproc)]
     log.parent.mkdir(exist_ok=True)
-    return [Forked(context.Process(target=train, args=(argv, environment, log))) for environment in ranks]
+    return [Forked(server().Process(target=train, args=(argv, environment, log))) for environment in ranks]
 
 
 def train(argv: Sequence[str], environment: dict[str, str], log: Path) -> None:
