@@ -22,6 +22,7 @@ from funasr_mooer.config import construct, section, suggest
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
 from funasr_mooer.modules.ctc import CTCHead, align
+from funasr_mooer.modules.moe_ffn import pack_experts
 from funasr_mooer.modules.routing import RoutingStats
 from funasr_mooer.u2pp_moe import search
 from funasr_mooer.u2pp_moe.context import Hotwords, context_graph, funasr_hotwords
@@ -45,6 +46,7 @@ class ModelConf:
         length_normalized_loss: the attention loss is a mean over tokens instead of a mean over utterances.
         max_audio_s: longest audio that is decoded in one piece, seconds.
         silence_dbfs: audio whose loudest 100 ms stay below this level is answered with an empty text.
+        pack_experts: inference on a CPU keeps a second copy of the experts' weights, which is faster; see :class:`MoEFFN`.
     """
 
     ctc_weight: float = 0.3
@@ -53,6 +55,7 @@ class ModelConf:
     length_normalized_loss: bool = False
     max_audio_s: float = 60.0
     silence_dbfs: float = -75.0
+    pack_experts: bool = True
 
     def __post_init__(self) -> None:
         for name in ("ctc_weight", "lsm_weight", "reverse_weight"):
@@ -117,6 +120,7 @@ class U2ppMoEModel(Parts):
             raise ConfigError("model_conf.reverse_weight is above 0, which needs decoder: MoEBiTransformerDecoder")
         self.objective = "hybrid"
         self.routing = RoutingStats(self)
+        pack_experts(self, self.model_conf.pack_experts)
         # All parts learn together, also from trained weights, unless encoder_conf.freeze says otherwise.
         frozen = build.encoder_is_frozen({"encoder_conf": {"freeze": False, **self.config["encoder_conf"]}})
         self.train_parts([name for name in self.parts if not (name == "encoder" and frozen)])

@@ -182,6 +182,14 @@ def test_settings_that_cannot_work_are_errors(config, model, batch):
         build_model(config).decode(*audio, decoding_chunk_size=4)
 
 
+def test_where_memory_is_short_the_config_leaves_the_packed_experts_out(config, model):
+    def packs(each):
+        return {module.pack for module in each.modules() if isinstance(module, MoEFFN)}
+
+    assert packs(model) == {True}
+    assert packs(build_model({**config, "model_conf": {"pack_experts": False}})) == {False}
+
+
 @pytest.mark.slow
 def test_stock_funasr_streams_from_a_model_directory_without_importing_us(model, tmp_path):
     write_model_dir(model, tmp_path, model.part_names)
