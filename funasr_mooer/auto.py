@@ -18,17 +18,9 @@ from funasr_mooer.mooer import release
 CALL_KEYS = (
     *("task", "on_text", "return_token_ids", "fs", "data_type", "batch_size", "batch_size_s", "cache", "is_final"),
     "endpoint_conf",
-    *(
-        "language",
-        "hotword",
-        "hotwords",
-        "disable_pbar",
-        "merge_vad",
-        "merge_length_s",
-        "batch_size_threshold_s",
-        "use_itn",
-    ),
-    *("sentence_timestamp", "output_timestamp", "return_raw_text", "progress_callback", "key", "output_dir"),
+    *("language", "hotword", "hotwords", "use_itn", "merge_vad", "merge_length_s", "batch_size_threshold_s"),
+    *("sentence_timestamp", "output_timestamp", "return_raw_text", "progress_callback", "disable_pbar"),
+    *("key", "output_dir"),
 )
 
 
@@ -80,6 +72,7 @@ class AutoModel(funasr.AutoModel):
         for key, recording in zip(*prepare_data_iterator(input, input_len=input_len, **given)):
             found = super().generate(recording, input_len=input_len, **call)
             results.append({**(found[0] if found else nothing), "key": key})
+            results[-1].pop("confidence", None)  # FunASR adds up those of the pieces
         return results
 
 
