@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from funasr_mooer.bin.cli import run
+from funasr_mooer.bin.cli import positive, run
 from funasr_mooer.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -68,13 +68,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--metric", help="validation metric that ranks them; as in training if not given")
     parser.add_argument("--out", required=True, metavar="DIR", help="model directory to write")
     return parser.parse_args(argv)
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import functools
 import logging
 import os
@@ -13,6 +15,11 @@ from funasr_mooer.errors import MooerError
 
 EXIT_USER_ERROR = 2  # as argparse's own
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
+# A full disk, and paths that cannot be written or read there: the user's to mend.
+DISK_ERRORS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
+    *(errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+}
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -20,8 +27,8 @@ Main = Callable[[Sequence[str] | None], int]
 def run(main: Main) -> Main:
     """Make ``main(argv) -> exit code`` a well-behaved tool; use it as a decorator.
 
-    A :class:`MooerError` becomes one line on stderr and exit code 2 (with its traceback where
-    ``FUNASR_MOOER_DEBUG`` is set), Ctrl-C exit code 130, and a closed pipe (``| head``) a quiet end.
+    A :class:`MooerError`, a full disk and a path that cannot be written become one line on stderr and exit code 2 (with
+    its traceback where ``FUNASR_MOOER_DEBUG`` is set), Ctrl-C exit code 130, and a closed pipe (``| head``) a quiet end.
     Any other exception is a defect of ours and keeps its traceback.
 
     Example::
@@ -43,7 +50,13 @@ def run(main: Main) -> Main:
             code = main(argv)
             sys.stdout.flush()
             return code
-        except MooerError as error:
+        except BrokenPipeError:
+            # Python flushes stdout once more at exit; give it a place where that cannot fail.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except (MooerError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in DISK_ERRORS:
+                raise
             if os.environ.get("FUNASR_MOOER_DEBUG"):
                 traceback.print_exc()
             print(one_line(error), file=sys.stderr)
@@ -51,12 +64,15 @@ def run(main: Main) -> Main:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
-        except BrokenPipeError:
-            # Python flushes stdout once more at exit; give it a place where that cannot fail.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
 
     return guarded
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, as argparse's ``type``."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
+    return int(text)
 
 
 def one_line(error: BaseException) -> str:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from funasr_mooer.bin.cli import run
+from funasr_mooer.bin.cli import positive, run
 from funasr_mooer.data.kaldi_dir import read_kaldi_dir
 from funasr_mooer.data.pack_writer import write_pack
 from funasr_mooer.data.tar_index import index_tars
@@ -56,11 +56,11 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--tar", nargs="+", help="instead: shards written by MooER or WeNet, indexed where they are")
     parser.add_argument("--out", required=True, help="folder to write; appears when it is whole")
     parser.add_argument("--tokenizer", required=True, help="folder of the LLM or of its tokenizer; for U2++ units.txt")
-    parser.add_argument("--nj", type=int, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
+    parser.add_argument("--nj", type=positive, default=min(8, os.cpu_count() or 1), help="processes (%(default)s)")
     parser.add_argument(
         "--format", choices=["wav", "flac"], default="wav", help="wav loads faster, flac is half the size"
     )
-    parser.add_argument("--shard-utts", type=int, default=2000, help="utterances per shard (%(default)s)")
+    parser.add_argument("--shard-utts", type=positive, default=2000, help="utterances per shard (%(default)s)")
     parser.add_argument(
         "--max-bad", type=float, default=0.01, help="stop above this fraction of bad ones (%(default)s)"
     )

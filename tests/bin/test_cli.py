@@ -1,5 +1,7 @@
 """Tools end politely: exit codes, one line on stderr; `funasr-mooer` finds them without importing them."""
 
+import argparse
+import errno
 import subprocess
 import sys
 
@@ -33,6 +35,21 @@ def test_an_interrupt_is_130_and_a_defect_of_ours_is_not_hidden():
     assert ending(KeyboardInterrupt()) == 130
     with pytest.raises(ZeroDivisionError):
         ending(ZeroDivisionError())
+
+
+def test_a_full_disk_and_a_forbidden_folder_are_one_line_and_exit_code_2(capsys):
+    assert ending(OSError(errno.ENOSPC, "No space left on device", "exp/text")) == 2
+    assert capsys.readouterr().err == "OSError: [Errno 28] No space left on device: 'exp/text'\n"
+    assert ending(PermissionError(errno.EACCES, "Permission denied", "/exp")) == 2
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        ending(OSError(errno.EBADF, "Bad file descriptor"))
+
+
+def test_counts_are_whole_numbers_from_1_on():
+    assert cli.positive("12") == 12
+    for text in ("0", "-1", "two", "1.5", "²"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a whole number from 1 on"):
+            cli.positive(text)
 
 
 def test_a_closed_pipe_ends_quietly():
