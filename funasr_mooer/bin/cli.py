@@ -17,8 +17,8 @@ EXIT_USER_ERROR = 2  # as argparse's own
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 # A full disk, and paths that cannot be written or read there: the user's to mend.
 DISK_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES),
-    *(errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOENT, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
 }
 
 Main = Callable[[Sequence[str] | None], int]

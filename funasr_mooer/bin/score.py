@@ -19,7 +19,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from funasr_mooer.bin.cli import run
+from funasr_mooer.bin.cli import positive, run
 from funasr_mooer.errors import ConfigError, DataError
 from funasr_mooer.score import error_rate as rates
 from funasr_mooer.score.bleu import BLEU_TOKENISERS, bleu
@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
         "--meta", nargs="+", default=[], metavar="KEY=VALUE", help="config, hardware, seed, ... to record"
     )
     verb.add_argument("--allow-extra", action="store_true", help="leave out hypotheses that have no reference")
-    verb.add_argument("--resamples", type=int, default=1000, help="of the bootstrap interval")
+    verb.add_argument("--resamples", type=positive, default=1000, help="of the bootstrap interval")
     verb.add_argument("--seed", type=int, default=0, help="of the bootstrap")
 
     verb = _verb(verbs, sweep)

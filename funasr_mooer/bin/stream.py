@@ -69,10 +69,12 @@ def parse(argv: Sequence[str] | None) -> tuple[argparse.Namespace, dict[str, Any
     parser.add_argument("--realtime", action="store_true", help="feed files at the pace at which they were spoken")
     parser.add_argument("--no-endpoint", action="store_true", help="one segment per stream, however long")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or musa")
-    args, rest = parser.parse_known_args(argv)
+    # "++key=value" must be taken out first: it would count as another FILE.
+    argv = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args([text for text in argv if not text.startswith("++")])
     if args.piece_ms < 1:
         raise ConfigError(f"--piece-ms {args.piece_ms:g}: hand over at least 1 ms at once")
-    return args, override({}, rest, "streaming settings")
+    return args, override({}, [text for text in argv if text.startswith("++")], "streaming settings")
 
 
 def build(args: argparse.Namespace, settings: dict[str, Any]) -> tuple[Streamer, int]:

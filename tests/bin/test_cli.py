@@ -41,6 +41,7 @@ def test_a_full_disk_and_a_forbidden_folder_are_one_line_and_exit_code_2(capsys)
     assert ending(OSError(errno.ENOSPC, "No space left on device", "exp/text")) == 2
     assert capsys.readouterr().err == "OSError: [Errno 28] No space left on device: 'exp/text'\n"
     assert ending(PermissionError(errno.EACCES, "Permission denied", "/exp")) == 2
+    assert ending(FileExistsError(errno.EEXIST, "File exists", "text")) == 2
     with pytest.raises(OSError, match="Bad file descriptor"):
         ending(OSError(errno.EBADF, "Bad file descriptor"))
 

@@ -83,6 +83,14 @@ def test_several_files_are_several_streams(model_dir, wavs, capsys):
         assert [line for line in together if line.startswith(name)][-1] == f"{name}  {alone[-1]}"
 
 
+def test_settings_may_follow_the_files():
+    args, settings = stream.parse(
+        ["--model", "m", "--wav", "a.wav", "b.wav", "++method=attention", "++endpoint_conf.x=1"]
+    )
+    assert args.wav == ["a.wav", "b.wav"]
+    assert settings == {"method": "attention", "endpoint_conf": {"x": 1}}
+
+
 def test_a_wav_of_10_ms_is_answered_with_why_it_holds_nothing(model_dir, wavs, capsys):
     assert stream.main(["--model", str(model_dir), "--wav", wavs[2], "--device", "cpu"]) == 0
     assert capsys.readouterr().out == "(shorter than one encoder frame of 40 ms)\n"
