@@ -11,13 +11,10 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from funasr_mooer.bin.cli import run
 from funasr_mooer.config import read_yaml
 from funasr_mooer.data.audio import SAMPLE_RATE
-from funasr_mooer.data.cmvn import compute_cmvn, write_cmvn
-from funasr_mooer.data.features import Features
 from funasr_mooer.data.shards import Pack
 
 
@@ -33,6 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draw (%(default)s)")
     args = parser.parse_args(argv)
+    import torch
+
+    from funasr_mooer.data.cmvn import compute_cmvn, write_cmvn
+    from funasr_mooer.data.features import Features
+
     torch.set_num_threads(1)
     conf = dict(read_yaml(args.config).get("frontend_conf") or {}) if args.config else {}
     packs = [Pack(path) for path in args.pack]

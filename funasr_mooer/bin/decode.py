@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from funasr_mooer.bin.cli import positive, run
+from funasr_mooer.config import load_config, override
 from funasr_mooer.errors import DataError
 from funasr_mooer.score.sweep import Way, read_sweep
 
@@ -65,10 +66,6 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Way]]:
 
     Settings are those of ``--config``, under the ``++key=value`` ones, under those of the sweep.
     """
-    from funasr_mooer.config import load_config, override
-    from funasr_mooer.mooer.generate import DECODE_KEYS
-    from funasr_mooer.u2pp_moe.search import DECODE_KEYS as U2PP_DECODE_KEYS
-
     parser = argparse.ArgumentParser(
         prog="funasr-mooer decode",
         description=__doc__,
@@ -90,6 +87,9 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[Way]]:
         "--allow-pipes", action="store_true", help="run commands that wav.scp holds; only if you trust it"
     )
     args, rest = parser.parse_known_args(argv)
+    from funasr_mooer.mooer.generate import DECODE_KEYS
+    from funasr_mooer.u2pp_moe.search import DECODE_KEYS as U2PP_DECODE_KEYS
+
     settings = load_config(args.config) if args.config else {}
     settings = override(settings, rest, "decoding settings")
     ways = read_sweep(args.sweep, settings) if args.sweep else [Way("", "", settings)]

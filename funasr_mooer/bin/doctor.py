@@ -21,7 +21,6 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-from funasr_mooer import device
 from funasr_mooer.bin.cli import run
 
 GIB = 2**30
@@ -131,7 +130,13 @@ def tested_versions() -> dict[str, str]:
 
 def torch_and_devices() -> Iterator[Check]:
     """Driver, torch build, and the devices that torch really sees."""
-    import torch
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        yield Check("FAIL", "torch build", told, "reinstall torch, the build for this machine's driver")
+        return
+    from funasr_mooer import device
 
     builds = {kind: getattr(torch.version, kind, None) for kind in device.ACCELERATORS}
     build = ", ".join(f"{kind} {version}" for kind, version in builds.items() if version) or "CPU only"
@@ -185,6 +190,8 @@ def deepspeed() -> Iterator[Check]:
     if not works:
         yield Check("warn", "deepspeed", told, "train with train_conf.use_deepspeed: false, or reinstall it")
         return
+    from funasr_mooer import device
+
     kind = device.resolve("auto").type
     fits = told.split()[0] == kind or kind == "musa"  # for MUSA training gives DeepSpeed our accelerator class
     advice = "" if fits else f"torch has {kind}: DeepSpeed needs the vendor's build for it"

@@ -1,5 +1,7 @@
 """`funasr-mooer doctor` finds what breaks, says what to do, and fails only for what we cannot do without."""
 
+import sys
+
 import pytest
 from packaging.requirements import Requirement
 
@@ -78,10 +80,18 @@ def test_a_probe_survives_a_crash_and_a_hang():
 
 def test_a_driver_without_a_torch_that_uses_it_is_pointed_out(monkeypatch):
     monkeypatch.setattr(doctor, "driver_of", lambda kind: "550.54" if kind == "cuda" else "")
-    monkeypatch.setattr(doctor.device, "is_available", lambda kind: kind == "cpu")
+    monkeypatch.setattr("funasr_mooer.device.is_available", lambda kind: kind == "cpu")
     (line,) = [check for check in doctor.torch_and_devices() if check.name == "cuda driver"]
     assert line.status == "warn"
     assert "torch sees no cuda device" in line.advice
+
+
+def test_a_torch_that_does_not_load_is_one_failed_check(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (check,) = doctor.torch_and_devices()
+    assert (check.status, check.name) == ("FAIL", "torch build")
+    assert "import of torch halted" in check.value
+    assert "reinstall torch" in check.advice
 
 
 def test_the_quick_checks_pass_where_the_tests_run():
