@@ -1,5 +1,6 @@
 """A layer of experts of which some see no frame, trained on two processes with plain torch's gradients to compare."""
 
+import gc
 import multiprocessing
 import os
 from pathlib import Path
@@ -51,6 +52,7 @@ def by_hand():
 
 def train(rank, env, config, out):
     """One of the two processes; writes its gradients and weights."""
+    gc.freeze()  # as in toy_training.py
     os.environ.update({**env, "RANK": str(rank), "LOCAL_RANK": str(rank)})
     torch.set_num_threads(1)
     engine = ZeroEngine("cpu", torch.float32, config) if config else Engine("cpu", torch.float32)

@@ -141,6 +141,7 @@ def assert_equal(left, right, **tolerance):
 
 def run_process(options, env):
     """One process of a run; dies where ``kill_at`` or ``kill_in_save`` says. Exits with the status of a run."""
+    gc.freeze()  # what was imported before the fork stays: a collection that visits it copies all its pages
     os.environ.update(env)
     torch.set_num_threads(1)
     loop.draw_curves = lambda *_: None
