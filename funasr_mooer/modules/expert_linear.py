@@ -15,8 +15,9 @@ from funasr_mooer.device import on_huge_pages
 
 # Shapes: R rows sorted by expert, E experts, I and O size of a row before and after, D model size, H inner size.
 
-# Blocked float32 weights pay while reading them costs more than multiplying by them: on AVX2 up to about this many rows.
-PACKED_ROWS = {torch.float32: 96, torch.bfloat16: 1 << 30}  # bfloat16 is reordered at every plain call, so always
+# Blocked weights pay up to about this many rows, where rows get wider and where they get narrower (float32: on AVX2).
+# bfloat16 is reordered at every plain call, so always.
+PACKED_ROWS = {torch.float32: (400, 48), torch.bfloat16: (1 << 30, 1 << 30)}
 
 
 def sorted_linear(rows: Sequence[Tensor], weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
@@ -67,6 +68,8 @@ class PackedLinear:
 
     def __init__(self, weight: Tensor, dtype: torch.dtype):
         self.weight, self.dtype = weight, dtype
+        wider = weight.shape[1] > weight.shape[2]
+        self.most_rows = PACKED_ROWS[dtype][0 if wider else 1]
         self._made_of = self._state()
         self._blocks: dict[int, Tensor] = {}
 
@@ -76,7 +79,7 @@ class PackedLinear:
 
     def __call__(self, expert: int, rows: Tensor, bias: Tensor | None) -> Tensor:
         """Rows (R, I) and bias (O,) -> (R, O) by ``weight[expert]``."""
-        if len(rows) > PACKED_ROWS[self.dtype]:
+        if len(rows) > self.most_rows:
             return F.linear(rows, self.weight[expert], bias)
         if expert not in self._blocks:
             self._blocks[expert] = torch.ops.mkldnn._reorder_linear_weight(self.weight[expert].detach().to(self.dtype))

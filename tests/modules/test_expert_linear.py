@@ -84,7 +84,7 @@ def test_groups_meet_their_expert_and_padding_none(bias):
 
 
 @packs
-@pytest.mark.parametrize("rows", [1, 8, PACKED_ROWS[torch.float32] + 1])
+@pytest.mark.parametrize("rows", [1, 8, max(PACKED_ROWS[torch.float32]) + 1])
 def test_packed_weights_multiply_as_plain_ones(rows):
     x, weight, bias = problem(torch.float32, rows=rows)
     packed = PackedLinear(weight, torch.float32)
