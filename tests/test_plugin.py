@@ -24,6 +24,11 @@ def test_our_models_are_found_without_the_seconds_that_funasr_takes():
     assert python(f"{code}; print('funasr' in sys.modules)") == "False"
 
 
+def test_the_encoder_made_of_funasrs_layers_is_found_first_of_all():
+    code = "from funasr_mooer.register import find; find('encoder_classes', 'MooerParaformerEncoder')"
+    assert python(f"{code}; from funasr.register import tables; print('MooER' in tables.model_classes)") == "True"
+
+
 def test_names_of_others_are_found_in_funasr_s_tables():
     from funasr_mooer.register import find, name_of
 
