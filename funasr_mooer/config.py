@@ -73,6 +73,23 @@ def construct(cls: type[T], values: Mapping[str, Any] | None, name: str, **given
     return cls(**given, **values)
 
 
+def overlay(cls: type[T], values: Mapping[str, Any] | None, call: Mapping[str, Any] | None, name: str) -> T:
+    """A section whose settings a call may replace.
+
+    Args:
+        cls: the dataclass.
+        values: the mapping found under ``name``.
+        call: what a caller gave, settings of others among it.
+        name: path of the mapping in the config, for messages.
+
+    Raises:
+        ConfigError: as of :func:`section`; what the call holds besides is passed over.
+    """
+    known = [field.name for field in dataclasses.fields(cls)]
+    given = {key: value for key, value in (call or {}).items() if key in known}
+    return section(cls, {**_mapping(values, name), **given}, name)
+
+
 def check_least(conf: Any, name: str, **least: float) -> None:
     """Refuse a section with a value below the least one that can work.
 

@@ -14,7 +14,7 @@ from funasr_mooer import register
 from funasr_mooer.border.parts import Parts, init_part
 from funasr_mooer.config import construct, suggest
 from funasr_mooer.errors import ConfigError
-from funasr_mooer.model_dir import read_model_dir
+from funasr_mooer.model_dir import PLUGIN, read_model_dir
 from funasr_mooer.modules.ctc import CTCHead
 
 # The sections that describe a system; a model directory keeps them. FunASR adds dozens of keys of its own.
@@ -34,6 +34,9 @@ def build_model(config: Mapping[str, Any]) -> Parts:
         ConfigError: an unknown class, key or value.
         CheckpointError: weights that the config names are missing or do not fit.
     """
+    for key in config:
+        if key not in (*SECTIONS, *PLUGIN):
+            raise ConfigError(f"{key}: is no section of a config{suggest(key, SECTIONS)}")
     cls = registered("model_classes", config, "model")
     if not issubclass(cls, Parts):
         raise ConfigError(f"model: '{config['model']}' is FunASR's own; load it with funasr.AutoModel")
@@ -55,6 +58,8 @@ def sections(config: Mapping[str, Any]) -> dict[str, Any]:
     for key, values in found.items():
         if key.endswith("_conf") and values is not None and not isinstance(values, Mapping):
             raise ConfigError(f"{key}: expected a mapping of keys to values, found {values!r}")
+        if isinstance(values, Mapping) and not isinstance(values.get("init"), (str, type(None))):
+            raise ConfigError(f"{key}.init: expected a path, found {values['init']!r}; a number needs quotes")
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from funasr_mooer.config import check_least, section
+from funasr_mooer.config import check_least, overlay
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.mooer.llm import LoRAQwenDecoder
 from funasr_mooer.mooer.tokenizer import MooerTokenizer
@@ -58,12 +58,9 @@ class DecodeConf:
 DECODE_KEYS = tuple(field.name for field in dataclasses.fields(DecodeConf))
 
 
-def decode_conf(*layers: Mapping[str, Any] | None) -> DecodeConf:
-    """Decoding settings out of several mappings, the later ones first; keys of others are passed over."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged.update({key: value for key, value in (layer or {}).items() if key in DECODE_KEYS})
-    return section(DecodeConf, merged, "decode_conf")
+def decode_conf(values: Mapping[str, Any] | None, call: Mapping[str, Any] | None = None) -> DecodeConf:
+    """Decoding settings of a config, and those of a call, which go first; what else the call holds is passed over."""
+    return overlay(DecodeConf, values, call, "decode_conf")
 
 
 @dataclasses.dataclass

@@ -62,6 +62,7 @@ class MooerModel(Parts):
         super().__init__()
         self.config = build.sections(config)
         self.model_conf = section(ModelConf, self.config.get("model_conf"), "model_conf")
+        decode_conf(self.config.get("decode_conf"))  # what cannot work is told now, not after training
         self.tokenizer = build.tokenizer(config)
         self.prompt = Prompt(self.tokenizer, self.config.get("prompt_conf"))
         self.features = Features(self.config.get("frontend_conf"))

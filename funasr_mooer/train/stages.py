@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from funasr_mooer.config import section, suggest
+from funasr_mooer.config import check_least, section, suggest
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.train.schedule import ScheduleConf
 
@@ -45,7 +46,7 @@ class OptimConf:
         """The full learning rate of one part.
 
         Raises:
-            ConfigError: the mapping has no such part, or the rate is not a number.
+            ConfigError: the mapping has no such part, or the rate is not a number from 0 on.
         """
         value = self.lr
         if isinstance(value, Mapping):
@@ -53,9 +54,12 @@ class OptimConf:
                 raise ConfigError(f"optim.lr: no rate for part '{part}', which is trained{suggest(part, value)}")
             value = value[part]
         try:
-            return float(value)
+            rate = float(value)
         except (TypeError, ValueError):
-            raise ConfigError(f"optim.lr: expected a number for part '{part}', found {value!r}") from None
+            rate = math.nan
+        if not 0 <= rate < math.inf:
+            raise ConfigError(f"optim.lr: expected a number from 0 on for part '{part}', found {value!r}")
+        return rate
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ class StageConf:
             raise ConfigError(f"stage '{self.name}': give steps or epochs, more than 0")
         if self.accum < 1:
             raise ConfigError(f"stage '{self.name}': accum={self.accum} must be at least 1")
+        if self.clip < 0:
+            raise ConfigError(f"stage '{self.name}': clip={self.clip} must be at least 0, which does not clip")
 
 
 @dataclass(frozen=True)
@@ -166,8 +172,12 @@ class TrainConf:
         for name in (name for names in self.decoding.values() for name in names):
             if name not in METRICS:
                 raise ConfigError(f"train_conf.decode_metric: '{name}' is not known{suggest(name, METRICS)}")
-        if self.log_interval < 1 or self.keep_nbest_models < 1:
-            raise ConfigError("train_conf: log_interval and keep_nbest_models must be at least 1")
+        check_least(self, "train_conf", seed=0, log_interval=1, keep_nbest_models=1, avg_nbest_model=1)
+        measured = [name for name, _, _ in metric_names(self.decoding)] if self.decode_utts else []
+        if self.best_metric in METRICS and self.best_metric not in measured:
+            raise ConfigError(
+                f"train_conf.best_metric: '{self.best_metric}' is not measured; set train_conf.decode_utts and decode_metric"
+            )
         if self.stages:
             flat = {f.name: f.default for f in fields(self) if f.name in FLAT_KEYS}
             given = [name for name, default in flat.items() if getattr(self, name) != default]

@@ -106,6 +106,9 @@ class U2ppMoEModel(Parts):
         for name in ("encoder_conf", "ctc_conf", "decoder_conf"):
             self.config.setdefault(name, {})
         self.model_conf = section(ModelConf, self.config.get("model_conf"), "model_conf")
+        # What cannot work in decoding is told now, not after training.
+        decode_conf(self.config.get("decode_conf"))
+        section(EndpointConf, self.config.get("endpoint_conf"), "endpoint_conf")
         self.tokenizer = build.tokenizer(config, "MooerUnitsTokenizer")
         self.sos, self.eos = self.tokenizer.sos_id, self.tokenizer.eos_id
         self.features = Features(self.config.get("frontend_conf"))

@@ -27,6 +27,8 @@ def test_later_settings_win_and_keys_of_others_are_passed_over():
 
 
 def test_impossible_settings_say_so():
+    with pytest.raises(ConfigError, match="decode_conf.num_beam: unknown key; did you mean 'num_beams'"):
+        decode_conf({"num_beam": 4})
     with pytest.raises(ConfigError, match="decode_conf.num_beams=0: must be at least 1"):
         decode_conf({"num_beams": 0})
     for name in ("no_repeat_ngram_size", "repetition_guard", "min_length"):

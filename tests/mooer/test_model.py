@@ -292,6 +292,12 @@ def test_misspelt_keys_are_suggested(tiny_config):
     config = {**tiny_config, "adapter_conf": {"granularty_ms": 120}}
     with pytest.raises(ConfigError, match=r"adapter_conf.granularty_ms: unknown key; did you mean 'granularity_ms'"):
         build_model(config)
+    with pytest.raises(ConfigError, match="dataset_cnf: is no section of a config; did you mean 'dataset_conf'"):
+        build_model({**tiny_config, "dataset_cnf": {}})
+    with pytest.raises(ConfigError, match="decode_conf.num_beam: unknown key; did you mean 'num_beams'"):
+        build_model({**tiny_config, "decode_conf": {"num_beam": 4}})
+    with pytest.raises(ConfigError, match="encoder_conf.init: expected a path, found 7"):
+        build_model({**tiny_config, "encoder_conf": {"init": 7}})
     with pytest.raises(ConfigError, match="encoder: 'MooerParaformer' is not registered; did you mean"):
         build_model({**tiny_config, "encoder": "MooerParaformer"})
 

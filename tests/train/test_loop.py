@@ -1,6 +1,7 @@
 """The loop: one gradient however it is split, stages, and three different ends."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -173,6 +174,9 @@ def test_lora_plus_lets_b_learn_faster_than_a():
         ({"train_conf": {"max_steps": 0}}, "stage 'train': give steps or epochs, more than 0"),
         ({"optim_conf": {"betas": [0.9]}}, r"optim.betas=\[0.9\]: give two numbers"),
         ({"train_conf": {"stages": [{"steps": 3}], "train": ["lora"]}}, "train_conf.train: belongs to the one-stage"),
+        ({"train_conf": {"grad_clip": -1.0}}, "stage 'train': clip=-1.0 must be at least 0"),
+        ({"train_conf": {"seed": -1}}, "train_conf.seed=-1: must be at least 0"),
+        ({"train_conf": {"best_metric": "wer"}}, r"best_metric: 'wer' is not measured; set train_conf.decode_utts"),
         ({"train_conf": {"ema": 1.0}}, "train_conf.ema=1.0 must be in"),
         ({"optim": "lion"}, "optim: 'lion' is not supported; use adamw"),
     ],
@@ -187,6 +191,9 @@ def test_a_part_that_the_model_does_not_have_is_an_error(tmp_path):
         make_trainer(tmp_path, {"train": ["adaptor"]})
     with pytest.raises(ConfigError, match="optim.lr: no rate for part 'lora'"):
         make_trainer(tmp_path, {"max_steps": 1}, optim_conf={"lr": {"adapter": 1e-3}}).run()
+    for lr in (-1e-3, math.nan, "fast"):
+        with pytest.raises(ConfigError, match=r"optim.lr: expected a number from 0 on for part 'adapter'"):
+            make_trainer(tmp_path, {"max_steps": 1}, optim_conf={"lr": lr}).run()
 
 
 def test_bfloat16_computes_in_it_and_keeps_float32_weights(tmp_path):

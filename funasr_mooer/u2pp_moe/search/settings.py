@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from funasr_mooer.config import section, suggest
+from funasr_mooer.config import overlay, suggest
 from funasr_mooer.errors import ConfigError
 
 METHODS = ("ctc_greedy_search", "ctc_prefix_beam_search", "attention", "attention_rescoring")
@@ -56,9 +56,6 @@ class DecodeConf:
 DECODE_KEYS = tuple(field.name for field in dataclasses.fields(DecodeConf))
 
 
-def decode_conf(*layers: Mapping[str, Any] | None) -> DecodeConf:
-    """Decoding settings out of several mappings, the later ones first; keys of others are passed over."""
-    merged: dict[str, Any] = {}
-    for layer in layers:
-        merged.update({key: value for key, value in (layer or {}).items() if key in DECODE_KEYS})
-    return section(DecodeConf, merged, "decode_conf")
+def decode_conf(values: Mapping[str, Any] | None, call: Mapping[str, Any] | None = None) -> DecodeConf:
+    """Decoding settings of a config, and those of a call, which go first; what else the call holds is passed over."""
+    return overlay(DecodeConf, values, call, "decode_conf")
