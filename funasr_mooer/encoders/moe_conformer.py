@@ -10,7 +10,7 @@ from funasr_mooer.errors import ConfigError
 from funasr_mooer.modules.attention import RelativeAttention
 from funasr_mooer.modules.convolution import ConvolutionModule
 from funasr_mooer.modules.feed_forward import activation
-from funasr_mooer.modules.masks import attention_bias, chunk_mask, draw_chunk, padding_mask
+from funasr_mooer.modules.masks import attention_bias, chunk_mask, draw_chunk, speech_mask
 from funasr_mooer.modules.mlp import build_mlp
 from funasr_mooer.modules.positions import Positions
 from funasr_mooer.modules.subsampling import INPUT_LAYERS
@@ -160,15 +160,13 @@ class MoEConformerEncoder(nn.Module):
         """
         x, positions = self.embed(self._normalise(feats))
         lengths, size = self.output_lengths(lengths), x.shape[1]
-        speech = padding_mask(lengths, size)  # (B, T')
-        whole = bool(speech.all())
-        visible = None if whole else speech.unsqueeze(1)  # (B, 1, T')
+        speech = speech_mask(lengths, size)  # (B, T')
+        visible = None if speech is None else speech.unsqueeze(1)  # (B, 1, T')
         chunks = self._chunks(size, chunk_size, num_left_chunks)
         if chunks is not None:
             seen = chunk_mask(size, *chunks, device=x.device)
             visible = seen[None] if visible is None else visible & seen  # (1 or B, T', T')
         bias = None if visible is None else attention_bias(visible, x.dtype)
-        speech = None if whole else speech
         for block in self.encoders:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, positions, bias, speech, use_reentrant=False)

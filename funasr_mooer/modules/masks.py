@@ -18,6 +18,15 @@ def padding_mask(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) < lengths[:, None]
 
 
+def speech_mask(lengths: Tensor, size: int) -> Tensor | None:
+    """:func:`padding_mask`, or on a CPU None where nothing is padding, which saves work.
+
+    An accelerator always gets the mask: to look into it, the host would wait for all that the device still has to do.
+    """
+    speech = padding_mask(lengths, size)
+    return None if lengths.device.type == "cpu" and bool(speech.all()) else speech
+
+
 def chunk_mask(
     size: int, chunk_size: int, num_left_chunks: int = -1, device: torch.device | str | None = None
 ) -> Tensor:

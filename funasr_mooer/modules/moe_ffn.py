@@ -74,14 +74,10 @@ class MoEFFN(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """(B, T, D) -> (B, T, D).
 
-        With ``mask`` (B, T), True on speech, padding is neither routed nor computed, and its output is zero.
+        With ``mask`` (B, T), True on speech, no expert gets or computes padding, whose output is zero.
         """
-        if self._grouped(x):
-            return self._mix_on_device(x.reshape(-1, x.shape[-1]), None if mask is None else mask.flatten()).view_as(x)
-        if mask is None:
-            return self._mix(x.reshape(-1, x.shape[-1])).view_as(x)
-        mixed = self._mix(x[mask])
-        return mixed.new_zeros(x.shape).masked_scatter(mask.unsqueeze(-1), mixed)
+        mix = self._mix_on_device if self._grouped(x) else self._mix
+        return mix(x.reshape(-1, x.shape[-1]), None if mask is None else mask.flatten()).view_as(x)
 
     def _grouped(self, x: Tensor) -> bool:
         """Whether the device multiplies all experts' rows in one kernel, which wants sizes that are multiples of 8."""
@@ -92,19 +88,22 @@ class MoEFFN(nn.Module):
         scores, chosen = self.gate(frames).topk(self.top_k, dim=-1)
         return chosen, scores.softmax(dim=-1, dtype=torch.float32).to(frames.dtype)
 
-    def _mix(self, frames: Tensor) -> Tensor:
-        """(N, D) -> (N, D). The host waits once, for the number of rows of each expert."""
+    def _choose(self, frames: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """:meth:`route`, where a frame that ``mask`` (N,) leaves out chooses "expert" E: sorted behind all others."""
         chosen, weights = self.route(frames)
+        return chosen if mask is None else chosen.masked_fill(~mask.unsqueeze(1), self.num_experts), weights
+
+    def _mix(self, frames: Tensor, mask: Tensor | None) -> Tensor:
+        """(N, D) -> (N, D). The host waits once, for the number of rows of each expert, padding the last."""
+        chosen, weights = self._choose(frames, mask)
         order = chosen.flatten().argsort(stable=True)  # (N * K,): calls sorted by expert
-        counts = chosen.flatten().bincount(minlength=self.num_experts).tolist()
+        counts = chosen.flatten().bincount(minlength=self.num_experts + 1).tolist()
         learns = torch.is_grad_enabled() and (frames.requires_grad or any(p.requires_grad for p in self.parameters()))
         return (self._learn if self.training or learns else self._infer)(frames, weights, order, counts)
 
     def _mix_on_device(self, frames: Tensor, mask: Tensor | None) -> Tensor:
-        """As :meth:`_mix`, without the host ever waiting; ``mask`` (N,) is False on frames to leave out."""
-        chosen, weights = self.route(frames)
-        if mask is not None:
-            chosen = chosen.masked_fill(~mask.unsqueeze(1), self.num_experts)  # sorted behind all experts: padding
+        """As :meth:`_mix`, without the host ever waiting."""
+        chosen, weights = self._choose(frames, mask)
         experts, order = chosen.flatten().sort(stable=True)
         calls = _Permute.apply(frames.repeat_interleave(self.top_k, dim=0), order)
         hidden = self.dropout(self.activation(grouped_linear(calls, self.w_1, self.b_1, experts)))
@@ -114,9 +113,10 @@ class MoEFFN(nn.Module):
     def _learn(self, frames: Tensor, weights: Tensor, order: Tensor, counts: list[int]) -> Tensor:
         """All experts' first layers, then all their second ones: their gradients then come whole."""
         calls = frames.repeat_interleave(self.top_k, dim=0)  # (N * K, D): frame 0 K times, frame 1 K times, ...
-        hidden = sorted_linear(_Permute.apply(calls, order).split(counts), self.w_1, self.b_1)
-        hidden = [self.dropout(self.activation(rows)) for rows in hidden]
-        outputs = torch.cat(sorted_linear(hidden, self.w_2, self.b_2))
+        *calls, padding = _Permute.apply(calls, order).split(counts)
+        hidden = [self.dropout(self.activation(rows)) for rows in sorted_linear(calls, self.w_1, self.b_1)]
+        outputs = sorted_linear(hidden, self.w_2, self.b_2)
+        outputs = torch.cat((*outputs, outputs[0].new_zeros(padding.shape)))
         return _weighted_sum(_Permute.apply(outputs, _inverse(order)), weights)
 
     def _infer(self, frames: Tensor, weights: Tensor, order: Tensor, counts: list[int]) -> Tensor:
@@ -126,7 +126,8 @@ class MoEFFN(nn.Module):
         b_1, b_2 = nothing if self.b_1 is None else self.b_1, nothing if self.b_2 is None else self.b_2
         weights = weights.flatten()[order].unsqueeze(1)  # (N * K, 1)
         mixed = torch.zeros_like(frames)
-        for e, (rows, shares) in enumerate(zip((order // self.top_k).split(counts), weights.split(counts))):
+        calls = zip((order // self.top_k).split(counts)[:-1], weights.split(counts))
+        for e, (rows, shares) in enumerate(calls):
             if len(rows):
                 hidden = self.activation(first(e, frames.index_select(0, rows), b_1[e]))
                 mixed.index_add_(0, rows, second(e, hidden, b_2[e]) * shares)

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from funasr_mooer.errors import ConfigError
 from funasr_mooer.modules.attention import MultiHeadAttention
-from funasr_mooer.modules.masks import attention_bias, padding_mask
+from funasr_mooer.modules.masks import attention_bias, speech_mask
 from funasr_mooer.modules.mlp import build_mlp
 from funasr_mooer.modules.positions import AddedPositions
 
@@ -137,8 +137,7 @@ class MoETransformerDecoder(nn.Module):
             logits (R, N, V); values beyond the lengths mean nothing.
         """
         bias = self._memory_bias(encoder_out, encoder_lengths)
-        speech = padding_mask(token_lengths, tokens.shape[1])  # (R, N)
-        real = None if bool(speech.all()) else speech
+        real = speech_mask(token_lengths, tokens.shape[1])  # (R, N)
         x = self.embed(tokens)
         for layer in self.decoders:
             if self.gradient_checkpointing and self.training:
@@ -162,8 +161,8 @@ class MoETransformerDecoder(nn.Module):
 
     @staticmethod
     def _memory_bias(encoder_out: Tensor, encoder_lengths: Tensor) -> Tensor | None:
-        speech = padding_mask(encoder_lengths, encoder_out.shape[1])
-        return None if bool(speech.all()) else attention_bias(speech.unsqueeze(1), encoder_out.dtype)
+        speech = speech_mask(encoder_lengths, encoder_out.shape[1])
+        return None if speech is None else attention_bias(speech.unsqueeze(1), encoder_out.dtype)
 
 
 class MoEBiTransformerDecoder(nn.Module):

@@ -67,6 +67,14 @@ def test_chunk_by_chunk_equals_the_masked_pass(chunk, left, input_layer):
     torch.testing.assert_close(torch.cat(outputs, dim=1), whole, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_on_a_device_the_host_asks_for_no_value(training):
+    model = encoder(mlp_type="position_wise_feed_forward", use_dynamic_chunk=True, causal=True).to("meta")
+    feats, lengths = torch.zeros(2, 60, 20, device="meta"), torch.tensor([60, 60], device="meta")
+    out, lengths = model.train(training)(feats, lengths)  # the meta device has shapes and no values
+    assert out.shape == (2, 14, 16)
+
+
 @pytest.mark.parametrize("mlp_type", ["moe", "position_wise_feed_forward"])
 def test_gradient_checkpointing_gives_the_same_gradients(mlp_type):
     grads = []

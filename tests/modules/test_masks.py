@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from funasr_mooer.errors import ConfigError
-from funasr_mooer.modules.masks import attention_bias, chunk_mask, draw_chunk, padding_mask
+from funasr_mooer.modules.masks import attention_bias, chunk_mask, draw_chunk, padding_mask, speech_mask
 
 
 def test_a_frame_sees_its_chunk_and_so_many_before_it():
@@ -19,6 +19,13 @@ def test_a_frame_sees_its_chunk_and_so_many_before_it():
 
 def test_padding_mask_marks_speech():
     assert padding_mask(torch.tensor([2, 0, 3]), 3).int().tolist() == [[1, 1, 0], [0, 0, 0], [1, 1, 1]]
+
+
+def test_a_cpu_is_spared_a_mask_of_speech_alone_and_an_accelerator_is_not_asked():
+    lengths = torch.tensor([3, 3])
+    assert speech_mask(lengths, 3) is None
+    assert torch.equal(speech_mask(lengths, 4), padding_mask(lengths, 4))
+    assert speech_mask(lengths.to("meta"), 3).shape == (2, 3)  # what is asked about its values, meta refuses
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
