@@ -1,5 +1,6 @@
 """Fixtures that several rooms need: reference numbers, real speech, a tiny model, a simulated MUSA device."""
 
+import copy
 import importlib.util
 import os
 import shutil
@@ -81,8 +82,14 @@ def tiny_llm(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def tiny_config(tiny_llm) -> dict:
-    """A MooER of a few thousand parameters over ``tiny_llm``, everything random."""
+def tiny_config(tiny_system) -> dict:
+    """``tiny_system`` for one test, which may change it."""
+    return copy.deepcopy(tiny_system)
+
+
+@pytest.fixture(scope="session")
+def tiny_system(tiny_llm) -> dict:
+    """The config of a MooER of a few thousand parameters over ``tiny_llm``, everything random."""
     return {
         "model": "MooER",
         "frontend": "WavFrontend",

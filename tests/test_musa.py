@@ -45,26 +45,17 @@ def corpus(tmp_path_factory, tiny_llm):
 
 
 @pytest.fixture(scope="module")
-def config(tiny_llm):
+def config(tiny_system):
     """A MooER that trains its adapter with CTC, then everything, through LoRA with dropout."""
     stages = [
         {"name": "warm-up", "train": ["adapter"], "objective": "adapter_ctc", "steps": 2},
         {"name": "all", "train": ["encoder", "adapter", "lora"], "objective": "llm", "steps": 4, "accum": 2},
     ]
     return {
-        "model": "MooER",
-        "frontend": "WavFrontend",
-        "frontend_conf": {"dither": 0.0, "lfr_m": 7, "lfr_n": 6},
-        "tokenizer": "MooerTokenizer",
-        "tokenizer_conf": {"init": str(tiny_llm)},
-        "encoder": "MooerParaformerEncoder",
-        "encoder_conf": {"output_size": 16, "linear_units": 32, "num_blocks": 2},
-        "adapter": "MooerLinearAdapter",
-        "adapter_conf": {"granularity_ms": 120, "hidden_dim": 24},
-        "llm": "LoRAQwenDecoder",
-        "llm_conf": {"init": str(tiny_llm), "lora": {"r": 4, "alpha": 8, "dropout": 0.1}},
-        "prompt_conf": {"tasks": ["asr", "ast"]},
-        "decode_conf": {"max_new_tokens": 5},
+        **tiny_system,
+        "encoder_conf": {**tiny_system["encoder_conf"], "freeze": False},
+        "llm_conf": {**tiny_system["llm_conf"], "lora": {"r": 4, "alpha": 8, "dropout": 0.1}},
+        "decode_conf": {"max_new_tokens": 5},  # with beams
         "dataset_conf": {"budget": 100, "num_workers": 0},
         # Keys' biases have no gradient but rounding errors, which AdamW with its usual eps would turn into steps.
         "optim_conf": {"lr": 0.002, "eps": 1e-4},
@@ -175,8 +166,7 @@ def test_code_for_cuda_alone_and_forgotten_moves_fail_here():
 
 @pytest.mark.parametrize("name", ["auto", "musa"])
 def test_parameters_stay_the_same_objects_and_tied_embeddings_tied(name, model_dir):
-    from funasr_mooer.auto import load_model
-    from funasr_mooer.border.build import build_model
+    from funasr_mooer.border.build import build_model, load_model
     from funasr_mooer.model_dir import read_model_dir
 
     llm = load_model(model_dir, name).llm.model
