@@ -7,6 +7,7 @@ import dataclasses
 import json
 import logging
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -260,7 +261,9 @@ class LoRAQwenDecoder(nn.Module):
             target_modules=list(conf.targets),
             base_model_name_or_path=str(self.init),
         )
-        self.model = get_peft_model(self.model, peft_config)
+        with warnings.catch_warnings():  # that peft asks transformers by an old name is nothing a user can mend
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            self.model = get_peft_model(self.model, peft_config)
         for parameter in self.lora_parameters():
             parameter.data = parameter.data.float()
         if conf.init is not None:
