@@ -168,26 +168,8 @@ class MoETransformerDecoder(nn.Module):
 class MoEBiTransformerDecoder(nn.Module):
     """Two decoders over one encoder (U2++, arXiv 2106.05642): left to right, and right to left for training and rescoring.
 
-    Args:
-        vocab_size: V.
-        encoder_output_size: D.
-        num_blocks: layers of the left-to-right decoder.
-        r_num_blocks: layers of the right-to-left decoder.
-        attention_heads: see :class:`MoETransformerDecoder`, here and below; both decoders get the same.
-        linear_units: inner size of one feed-forward layer or expert.
-        dropout_rate: after every sub-layer and inside the feed-forward layers.
-        positional_dropout_rate: on embedded tokens.
-        self_attention_dropout_rate: on attention weights between tokens.
-        src_attention_dropout_rate: on attention weights to the encoder.
-        activation_type: ``relu``, ``swish`` or ``gelu``.
-        input_layer: only ``embed``.
-        use_output_layer: only true.
-        normalize_before: only true.
-        mlp_type: ``moe`` or ``position_wise_feed_forward``.
-        n_expert: experts per layer.
-        n_expert_activated: experts per token.
-        mlp_bias: biases in feed-forward layers and experts.
-        gradient_checkpointing: recompute layers in the backward pass to save memory.
+    Args are those of :class:`MoETransformerDecoder`, the same for both, except for the number of layers: ``num_blocks`` from
+    left to right and ``r_num_blocks`` from right to left.
 
     Raises:
         ConfigError: a setting that cannot work; the message says what would.
@@ -219,30 +201,14 @@ class MoEBiTransformerDecoder(nn.Module):
         if r_num_blocks < 1:
             raise ConfigError(f"r_num_blocks={r_num_blocks}: use decoder: MoETransformerDecoder for one direction")
 
-        def decoder(blocks: int) -> MoETransformerDecoder:
-            return MoETransformerDecoder(
-                vocab_size,
-                encoder_output_size,
-                attention_heads,
-                linear_units,
-                blocks,
-                dropout_rate,
-                positional_dropout_rate,
-                self_attention_dropout_rate,
-                src_attention_dropout_rate,
-                activation_type,
-                input_layer,
-                use_output_layer,
-                normalize_before,
-                mlp_type,
-                n_expert,
-                n_expert_activated,
-                mlp_bias,
-                gradient_checkpointing,
-            )
-
-        self.left_decoder = decoder(num_blocks)
-        self.right_decoder = decoder(r_num_blocks)
+        sizes = (vocab_size, encoder_output_size, attention_heads, linear_units)
+        rates = (dropout_rate, positional_dropout_rate, self_attention_dropout_rate, src_attention_dropout_rate)
+        kinds = (activation_type, input_layer, use_output_layer, normalize_before)
+        mlps = (mlp_type, n_expert, n_expert_activated, mlp_bias)
+        self.left_decoder, self.right_decoder = (
+            MoETransformerDecoder(*sizes, blocks, *rates, *kinds, *mlps, gradient_checkpointing)
+            for blocks in (num_blocks, r_num_blocks)
+        )
 
     @property
     def left_to_right(self) -> MoETransformerDecoder:
