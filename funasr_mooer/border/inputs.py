@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import numbers
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from funasr_mooer.data.audio import SAMPLE_RATE, read_audio, resample
+from funasr_mooer.data.audio import LOUDEST, RATES, SAMPLE_RATE, read_audio, resample
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import ConfigError, DataError
 
@@ -60,8 +61,10 @@ def read_inputs(
     if isinstance(data_in, (str, os.PathLike, bytes, np.ndarray, Tensor)):
         data_in = [data_in]
     utt_ids = [str(k) for k in key] if key else [f"utt{i}" for i in range(len(data_in))]
-    rate = int(config.get("fs") or SAMPLE_RATE)
-    waves = [_samples(item, rate, utt_id) for item, utt_id in zip(data_in, utt_ids)]
+    rate = SAMPLE_RATE if config.get("fs") is None else config["fs"]
+    if not isinstance(rate, numbers.Real) or not RATES[0] <= rate <= RATES[1]:
+        raise DataError(f"fs={rate}: expected the sample rate of the arrays, such as {SAMPLE_RATE} Hz")
+    waves = [_samples(item, int(rate), utt_id) for item, utt_id in zip(data_in, utt_ids)]
     for utt_id, wave in zip(utt_ids, waves):
         seconds = len(wave) / SAMPLE_RATE
         if seconds > max_audio_s:
@@ -179,10 +182,16 @@ def _samples(item: Any, rate: int, utt_id: str) -> np.ndarray:
     if wave.ndim != 1 or not np.issubdtype(wave.dtype, np.number):
         raise DataError(f"{utt_id}: expected samples (N,), found an array {wave.dtype} {wave.shape}")
     if np.issubdtype(wave.dtype, np.integer):
+        if wave.dtype not in (np.int16, np.int32):
+            raise DataError(f"{utt_id}: {wave.dtype} samples have no known scale; give int16, or floats in [-1, 1)")
         wave = wave / np.float32(2 ** (8 * wave.dtype.itemsize - 1))
     wave = wave.astype(np.float32)
     if not np.isfinite(wave).all():
         raise DataError(f"{utt_id}: holds NaN or infinite samples")
+    if len(wave) and np.abs(wave).max() > LOUDEST:
+        raise DataError(
+            f"{utt_id}: samples up to {np.abs(wave).max():g}; floats lie in [-1, 1), 16-bit numbers are int16"
+        )
     return resample(wave, rate) if rate != SAMPLE_RATE else wave
 
 

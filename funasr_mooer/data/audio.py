@@ -21,6 +21,7 @@ _FMT = np.dtype(
     [("layout", "<u2"), ("channels", "<u2"), ("rate", "<u4"), ("bps", "<u4"), ("align", "<u2"), ("b", "<u2")]
 )
 _PLAIN = struct.Struct("<4sI4s4sIHHIIHH4sI")  # RIFF, the format, then samples at once
+LOUDEST = 8.0  # of float samples, which lie in [-1, 1); beyond, they are 16-bit numbers by another name
 ZEROS, ROLLOFF = 6, 0.99  # of the resampling filter: zero crossings on each side, cut-off over Nyquist
 
 
@@ -201,7 +202,7 @@ def _read_ark(file: io.BufferedReader, offset: int, name: str) -> tuple[np.ndarr
     samples = np.asarray(samples)
     if samples.dtype != np.int16:
         samples = samples.astype(np.float32)
-        if samples.size and np.nanmax(np.abs(samples)) > 8:  # Kaldi keeps 16-bit numbers in its float vectors
+        if samples.size and np.nanmax(np.abs(samples)) > LOUDEST:  # Kaldi keeps 16-bit numbers in its float vectors
             samples = samples / 32768
     if samples.ndim == 2 and samples.shape[0] < samples.shape[1]:
         samples = samples.T  # Kaldi's wave data are (C, N)

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from funasr_mooer.data.audio import LOUDEST
 from funasr_mooer.data.features import Features
 from funasr_mooer.errors import DataError
 
@@ -85,4 +86,6 @@ def _array(piece: np.ndarray | Tensor | None) -> np.ndarray:
         raise DataError(f"expected int16 or float samples, found {piece.dtype}")
     if not np.isfinite(piece).all():
         raise DataError("a piece of audio holds NaN or infinite samples")
+    if piece.ndim == 1 and len(piece) and np.abs(piece).max() > LOUDEST:
+        raise DataError(f"samples up to {np.abs(piece).max():g}; floats lie in [-1, 1), 16-bit numbers are int16")
     return piece.astype(np.float32)

@@ -408,7 +408,7 @@ class U2ppMoEModel(Parts):
         result = {"key": str(key[0]) if key else "utt0", **_shown(result, return_token_ids)}
         if rules is not None:
             result["segments"] = segments
-        return [result], {"batch_data_time": max(len(piece) / rate, 1e-3)}
+        return [result], {"batch_data_time": max(0 if piece is None else len(piece) / rate, 1e-3)}
 
 
 TOKENIZER_FILES = {"init": "units.txt", "bpe_model": "bpe.model"}

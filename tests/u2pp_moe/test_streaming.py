@@ -119,6 +119,8 @@ def test_wrong_use_is_an_error(model, config):
         streamer.feed([stream, stream], [None, None])
     with pytest.raises(DataError, match="expected int16 or float samples, found int64"):
         streamer.feed([stream], [np.arange(10)])
+    with pytest.raises(DataError, match="samples up to 9000; floats lie in"):
+        streamer.feed([streamer.open()], [np.full(10, 9000.0, np.float32)])
     with pytest.raises(DataError, match="a piece of features has size 3, the model takes 16"):
         streamer.feed([stream], [np.zeros((4, 3), np.float32)])
     streamer.feed([stream], [noise(100)], final=True)
