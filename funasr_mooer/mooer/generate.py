@@ -29,7 +29,8 @@ class DecodeConf:
         repetition_penalty: above 1 makes tokens of the answer less likely to come again.
         no_repeat_ngram_size: no sequence of so many tokens may come twice; 0 switches it off.
         repetition_guard: an answer that repeats one phrase more often than this in a row is cut there; 0 is off.
-        min_length: shortest answer, tokens.
+        min_length: fewest positions of audio, prompt and answer together: transformers counts so where it is given
+            embeddings, and the released system sets 1.
         ctc_weight: above 0, for tasks that ask for the transcript, the beams and the CTC head's own transcript are
             ranked by both models together; the weight is that of the CTC head's log-probability.
     """
