@@ -149,6 +149,8 @@ def help_of(name: str, verb: tuple[str, ...]) -> str:
 @pytest.mark.parametrize("block", blocks("python"), ids=str)
 def test_python_names_things_that_exist(block):
     from funasr_mooer.auto import CALL_KEYS
+    from funasr_mooer.mooer.generate import DECODE_KEYS
+    from funasr_mooer.u2pp_moe.search import DECODE_KEYS as U2PP_DECODE_KEYS
 
     page = ast.parse(block.code, str(block))
     modules = {}
@@ -165,7 +167,7 @@ def test_python_names_things_that_exist(block):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in modules:
             assert hasattr(modules[node.value.id], node.attr), f"{node.value.id} has no {node.attr}"
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "generate":
-            assert {keyword.arg for keyword in node.keywords} <= {"input", *CALL_KEYS}
+            assert {keyword.arg for keyword in node.keywords} <= {"input", *CALL_KEYS, *DECODE_KEYS, *U2PP_DECODE_KEYS}
 
 
 @pytest.mark.parametrize("block", blocks("yaml"), ids=str)
