@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from funasr_mooer.errors import CheckpointError
-from funasr_mooer.train.checkpoint import FOLDER, HIDDEN, STATE_FILE
+from funasr_mooer.train.checkpoint import FOLDER, HIDDEN, STATE_FILE, why_not_written
 from funasr_mooer.train.engine import OPTIMIZER_FILE
 
 
@@ -30,25 +30,34 @@ def average(checkpoints: Sequence[Path], out: Path) -> Path:
         ``out``.
 
     Raises:
-        CheckpointError: no checkpoints, or they do not hold the same tensors; or ``out`` holds something else.
+        CheckpointError: no checkpoints, or they do not hold the same tensors; ``out`` holds something else, or
+            cannot be written.
     """
     if not checkpoints:
         raise CheckpointError(f"{out}: no checkpoints to average")
     if out.is_symlink() or (out.exists() and not _is_average(out)):
         raise CheckpointError(f"{out}: holds something else than an average, which stays; give a new folder")
-    temporary = out.with_name(f"{HIDDEN}{out.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    skipped = shutil.ignore_patterns("*.safetensors", OPTIMIZER_FILE, STATE_FILE)
-    shutil.copytree(checkpoints[0], temporary, ignore=skipped)
     files = sorted(path.relative_to(checkpoints[0]) for path in checkpoints[0].rglob("*.safetensors"))
     if not files:
         raise CheckpointError(f"{checkpoints[0]}: holds no *.safetensors")
-    for file in files:
-        tensors, metadata = average_file([checkpoint / file for checkpoint in checkpoints])
-        save_file(tensors, temporary / file, metadata)
-    if out.exists():
-        shutil.rmtree(out)
-    os.rename(temporary, out)
+    temporary = out.with_name(f"{HIDDEN}{out.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    skipped = shutil.ignore_patterns("*.safetensors", OPTIMIZER_FILE, STATE_FILE)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copytree(checkpoints[0], temporary, ignore=skipped)
+        for file in files:
+            tensors, metadata = average_file([checkpoint / file for checkpoint in checkpoints])
+            save_file(tensors, temporary / file, metadata)
+        if out.exists():
+            shutil.rmtree(out)
+        os.rename(temporary, out)
+    except (OSError, SafetensorError) as error:
+        reason = why_not_written(error, out.parent)
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"{out}: cannot be written ({reason}); make room on the disk, or give another folder"
+        ) from error
     return out
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import importlib.metadata
 import json
 import logging
@@ -26,6 +27,7 @@ from safetensors import SafetensorError
 
 from funasr_mooer.errors import CheckpointError
 from funasr_mooer.train.engine import OPTIMIZER_FILE, Engine
+from funasr_mooer.weights import first_line
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,7 @@ STATE_FILE = "train_state.json"
 HIDDEN = "."
 LARGER_IS_BETTER = ("acc", "bleu", "chrf")
 RESUMABLE = 2  # checkpoints that keep their optimiser states
+FULL = 1 << 20  # bytes; a disk with less room is full
 
 
 @dataclass
@@ -164,12 +167,12 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
+            reason = why_not_written(error, self.exp)
             shutil.rmtree(final.with_name(f"{HIDDEN}{final.name}"), ignore_errors=True)
             latest = self.latest()
             kept = f"{latest.name} is intact" if latest else "there is no earlier one"
             raise CheckpointError(
-                f"{final}: cannot be written ({str(error).splitlines()[0]}); {kept}; make room on the disk "
-                "and run the same command again"
+                f"{final}: cannot be written ({reason}); {kept}; make room on the disk and run the same command again"
             ) from error
 
     def _publish(self, temporary: Path, final: Path) -> None:
@@ -197,6 +200,11 @@ class Checkpoints:
         for name, target in (("last", next(reversed(self.all()), None)), ("best", self.best())):
             if target is not None:
                 link(self.exp / name, target)
+
+
+def why_not_written(error: Exception, folder: Path) -> str:
+    """What a failed write says, in plain words where the disk is full: torch.save would say "unexpected pos"."""
+    return os.strerror(errno.ENOSPC) if shutil.disk_usage(folder).free < FULL else first_line(error)
 
 
 def link(path: Path, target: Path) -> None:

@@ -1,6 +1,7 @@
 """Resuming: whatever ends a run, the same command brings it to the same weights."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,20 @@ def test_a_full_disk_is_one_error_and_the_last_checkpoint_stays(tmp_path, monkey
     with pytest.raises(CheckpointError, match=r"step-6: cannot be written .*No space left.*step-4 is intact"):
         trainer.run()
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-3", "step-4"]
+
+
+def test_what_torch_says_of_a_full_disk_is_said_in_plain_words(tmp_path, monkeypatch):
+    def full(state, file):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 26240 vs 26132")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(CheckpointError, match=r"cannot be written \(\[enforce fail"):
+        make_trainer(tmp_path, **OPTIONS).run()
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 0))
+    with pytest.raises(
+        CheckpointError, match=r"cannot be written \(No space left on device\); there is no earlier one"
+    ):
+        make_trainer(tmp_path, **OPTIONS).run()
 
 
 def test_another_seed_or_damaged_state_is_refused(tmp_path):
