@@ -53,7 +53,8 @@ def prepared(tmp_path, data, config):
     return packed
 
 
-def test_from_texts_and_audio_to_a_model_that_decodes(tmp_path, data, prepared, capsys):
+def test_from_texts_and_audio_to_a_model_that_decodes(tmp_path, data, prepared, capsys, monkeypatch):
+    monkeypatch.setattr("funasr_mooer.train.loop.draw_curves", lambda *_: None)  # tests/bin/test_train.py draws them
     files = ["--config", str(tmp_path / "config.yaml"), "--exp", str(tmp_path / "exp")]
     assert train.main([*files, "--train", prepared, "--dev", prepared, "--device", "cpu"]) == 0
     model = str(tmp_path / "exp/best")
