@@ -1,6 +1,7 @@
 """Fixtures that several rooms need: reference numbers, real speech, a tiny model, a simulated MUSA device."""
 
 import copy
+import gc
 import importlib.util
 import os
 import shutil
@@ -11,6 +12,12 @@ import pytest
 
 HERE = Path(__file__).resolve().parent
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: threads cost more than tiny models gain
+
+
+def pytest_collection_finish() -> None:
+    """What the test files have imported stays until the end: no garbage collection need visit it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def _folder(variable: str, default: str) -> Path:
