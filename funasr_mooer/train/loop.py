@@ -25,7 +25,7 @@ from funasr_mooer.mooer.flops import flops_of
 from funasr_mooer.train.average import average
 from funasr_mooer.train.checkpoint import Checkpoints, TrainState, commit, link, versions
 from funasr_mooer.train.ema import Ema
-from funasr_mooer.train.engine import Engine
+from funasr_mooer.train.engine import OPTIMIZER_FILE, Engine
 from funasr_mooer.train.figures import Batch, Loader, Sums
 from funasr_mooer.train.progress import Progress, draw_curves
 from funasr_mooer.train.schedule import factor
@@ -269,6 +269,10 @@ class Trainer:
                 f"{self.exp}: not all processes see the same checkpoints; --exp must be on a file system that all hosts share"
             )
         if path is None:
+            if self.checkpoints.all():
+                raise CheckpointError(
+                    f"{self.checkpoints.folder}: none holds {OPTIMIZER_FILE}, so no run can go on from there; start another --exp"
+                )
             return None
         state = TrainState.read(path)
         if state.seed != self.conf.seed:

@@ -141,6 +141,16 @@ def test_another_seed_or_damaged_state_is_refused(tmp_path):
         make_trainer(tmp_path, {"max_steps": 3}).run()
 
 
+def test_checkpoints_without_optimiser_states_are_not_trained_over(tmp_path):
+    make_trainer(tmp_path, {"max_steps": 2}).run()
+    for file in tmp_path.glob("checkpoints/*/optimizer.pt"):
+        file.unlink()
+    kept = shutil.copytree(tmp_path / "last", tmp_path / "kept")
+    with pytest.raises(CheckpointError, match=r"none holds optimizer.pt.*start another --exp"):
+        make_trainer(tmp_path, {"max_steps": 4}).run()
+    assert_equal(tmp_path / "last", kept)
+
+
 def test_processes_that_see_different_checkpoints_stop(tmp_path):
     assert make_trainer(tmp_path, {"max_steps": 1}).run()
     trainer = make_trainer(tmp_path, {"max_steps": 2})
