@@ -14,7 +14,7 @@ import numpy as np
 
 from funasr_mooer.data.audio import SAMPLE_RATE, read_audio, write_wav
 from funasr_mooer.data.kaldi_dir import KaldiDir, Utterance
-from funasr_mooer.data.pack_format import BLOCK, Tokenizer, suffix_of
+from funasr_mooer.data.pack_format import BLOCK, Tokenizer, field_of, suffix_of
 from funasr_mooer.data.pack_parts import Job, Piece, Rows, assemble, make_pieces, partial_pack
 from funasr_mooer.errors import ConfigError, DataError
 
@@ -51,10 +51,15 @@ def write_pack(
         The content of ``meta.json``.
 
     Raises:
-        DataError: too many bad utterances, or ``out`` holds something else.
+        DataError: too many bad utterances, a text field whose name a tar cannot keep, or ``out`` holds something else.
     """
     if form not in ("wav", "flac"):
         raise ConfigError(f"format '{form}' is not known; use wav or flac")
+    for field in data.fields:
+        if field_of(suffix_of(field)) != field:
+            raise DataError(
+                f"{data.path / field}: after text. a name has letters only, and is no audio format; rename it"
+            )
     job = Job(tokenizer, data.fields, sorted({u.lang for u in data}), form, allow_pipes)
     chunks = [data.utterances[i : i + shard_utts] for i in range(0, len(data), shard_utts)]
     with partial_pack(out) as partial:

@@ -160,6 +160,14 @@ def test_packing_again_replaces_a_pack_and_nothing_else(fakes, corpus, tmp_path)
         write_pack(read_kaldi_dir(corpus), tmp_path / "mine", fakes.Tokenizer())
 
 
+@pytest.mark.parametrize("field", ["text.zh-cn", "text.wav", "text.json"])
+def test_text_fields_that_a_tar_would_lose_are_refused(fakes, corpus, tmp_path, field):
+    shutil.copytree(corpus, tmp_path / "d")
+    (tmp_path / "d" / field).write_text("")
+    with pytest.raises(DataError, match=f"{field}: after text. a name has letters only"):
+        write_pack(read_kaldi_dir(tmp_path / "d"), tmp_path / "pack", fakes.Tokenizer())
+
+
 @pytest.mark.parametrize("name", ["index.bin", "tokens.bin", "shard_000001.tar"])
 def test_truncated_packs_are_refused(pack_dir, tmp_path, name):
     copy = tmp_path / "pack"
