@@ -126,6 +126,30 @@ def ip(*arguments):
     subprocess.run(["ip", *arguments], check=True)
 
 
+def assert_same_weights(one: Path, other: Path) -> None:
+    files = sorted(one.rglob("*.safetensors"))
+    assert files
+    for file in files:
+        mine, theirs = load_file(file), load_file(other / file.relative_to(one))
+        assert all(mine[name].equal(theirs[name]) for name in mine)
+
+
+@pytest.mark.slow
+def test_torchrun_and_deepspeed_train_what_our_own_launcher_does(tmp_path, training_command):
+    launchers = {
+        "ours": [sys.executable],
+        "torchrun": ["torchrun", "--nproc-per-node", "2"],
+        "deepspeed": ["deepspeed", "--num_gpus", "2"],
+    }
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for name, launcher in launchers.items():
+        module = ["--module" if name == "deepspeed" else "-m", "funasr_mooer.bin.train"]
+        own = ["--nproc", "2"] if name == "ours" else []
+        command = [*launcher, *module, *training_command, *own, "--exp", str(tmp_path / name)]
+        subprocess.run(command, check=True, env=environment, timeout=400)
+        assert_same_weights(tmp_path / "ours/last", tmp_path / name / "last")
+
+
 @pytest.mark.slow
 def test_two_hosts_train_as_two_processes_of_one_and_a_lost_host_ends_the_run(tmp_path, two_hosts, training_command):
     def start(host, rank, exp):
@@ -147,7 +171,5 @@ def test_two_hosts_train_as_two_processes_of_one_and_a_lost_host_ends_the_run(tm
 
     hosts = [start(host, rank, "two") for rank, host in enumerate(two_hosts)]
     assert [host.wait(timeout=200) for host in hosts] == [0, 0]
-    for file in (tmp_path / "one/last").rglob("*.safetensors"):
-        mine, theirs = load_file(file), load_file(tmp_path / "two/last" / file.relative_to(tmp_path / "one/last"))
-        assert all(mine[name].equal(theirs[name]) for name in mine)
+    assert_same_weights(tmp_path / "one/last", tmp_path / "two/last")
     assert json.loads((tmp_path / "two/last/train_state.json").read_text())["world"] == 2
