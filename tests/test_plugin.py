@@ -6,10 +6,15 @@ import sys
 import pytest
 
 
-def python(code: str) -> str:
+def lines(code: str) -> list[str]:
+    """What Python code prints in a process of its own."""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip().splitlines()[-1]
+    return done.stdout.strip().splitlines()
+
+
+def python(code: str) -> str:
+    return lines(code)[-1]
 
 
 def test_importing_us_does_not_import_funasr_or_transformers():
@@ -33,16 +38,36 @@ def test_names_of_others_are_found_in_funasr_s_tables():
     assert find("model_classes", "NobodysModel") is None
 
 
-LOOK_FOR_FUNASR = "import importlib.util, funasr_mooer; importlib.util.find_spec('funasr')"
-ENCODER_OF_FUNASRS_LAYERS = "from funasr_mooer.register import find; find('encoder_classes', 'MooerParaformerEncoder')"
+def test_every_class_is_in_funasrs_tables():
+    from funasr.register import tables
+
+    from funasr_mooer.register import CLASSES, find
+
+    assert [name for table, name in CLASSES if getattr(tables, table).get(name) is not find(table, name)] == []
 
 
+def test_looking_for_funasr_does_not_run_it_and_running_it_registers_us(tmp_path):
+    (tmp_path / "funasr").mkdir()  # in the place of the real one, which takes seconds
+    (tmp_path / "funasr/__init__.py").write_text("print('runs')")
+    code = f"""
+import importlib.util, sys
+sys.path.insert(0, {str(tmp_path)!r})
+from funasr_mooer import plugin
+plugin._register = lambda: print("registered")
+importlib.util.find_spec("funasr")
+print("found")
+import funasr
+"""
+    assert lines(code) == ["found", "runs", "registered"]
+
+
+@pytest.mark.slow  # each imports FunASR in a process of its own
 @pytest.mark.parametrize(
     "imports",
     [
-        f"{LOOK_FOR_FUNASR}; {ENCODER_OF_FUNASRS_LAYERS}",
-        pytest.param(LOOK_FOR_FUNASR, marks=pytest.mark.slow),  # each of these imports FunASR in a process of its own
-        pytest.param("import funasr; import funasr_mooer", marks=pytest.mark.slow),
+        "import importlib.util, funasr_mooer; importlib.util.find_spec('funasr')",
+        "import funasr; import funasr_mooer",
+        "from funasr_mooer.register import find; find('encoder_classes', 'MooerParaformerEncoder')",
     ],
 )
 def test_classes_are_registered_in_whatever_order(imports):
