@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -154,7 +155,7 @@ def decode_share(
     return {
         "results": results,
         "problems": problems,
-        "audio_s": sum(clip.seconds for clip in share),
+        "audio_s": sum(clip.seconds for clip in share if math.isfinite(clip.seconds)),
         "seconds": time.perf_counter() - started,
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from funasr_mooer.border.parts import Parts
+from funasr_mooer.data import duration
 from funasr_mooer.data.audio import SAMPLE_RATE, read_audio
 from funasr_mooer.data.kaldi_dir import Utterance, read_kaldi_dir
 from funasr_mooer.data.shards import Pack
@@ -26,7 +28,7 @@ class Clip:
 
     Attributes:
         utt_id: its name.
-        seconds: its length, for sorting; need not be exact.
+        seconds: its length, for sorting; need not be exact. Infinite where only reading it would tell.
         read: gives the samples (N,) at 16 kHz, int16 or float32.
     """
 
@@ -49,14 +51,29 @@ def clips(path: str | Path, allow_pipes: bool = False) -> list[Clip]:
     found = read_kaldi_dir(path, need_text=False)
     for problem in found.problems:
         log.warning("%s", problem)
-    return [Clip(u.utt_id, _seconds(u), _FileAudio(u, allow_pipes)) for u in found]
+    made = [Clip(u.utt_id, _seconds(u), _FileAudio(u, allow_pipes)) for u in found]
+    unknown = [clip.utt_id for clip in made if math.isinf(clip.seconds)]
+    if unknown:
+        log.warning(
+            "%s: %d utterances (%s, ...) do not say how long they are, and count as the longest that a model hears; "
+            "utt2dur makes their batches larger, and counts them in the RTF",
+            *(path, len(unknown), unknown[0]),
+        )
+    return made
 
 
-def batches(found: Sequence[Clip], batch_s: float, max_utts: int) -> list[list[Clip]]:
-    """Clips of similar length together, the longest first; a batch holds at most ``batch_s`` seconds, padded."""
+def batches(found: Sequence[Clip], batch_s: float, max_utts: int, longest_s: float = math.inf) -> list[list[Clip]]:
+    """Clips of similar length together, the longest first; a batch holds at most ``batch_s`` seconds, padded.
+
+    A clip whose length is not known counts ``longest_s``, the most that it can last.
+    """
+
+    def lasts(clip: Clip) -> float:
+        return longest_s if math.isinf(clip.seconds) else clip.seconds
+
     made: list[list[Clip]] = []
-    for clip in sorted(found, key=lambda clip: -clip.seconds):
-        full = not made or len(made[-1]) >= max_utts or made[-1][0].seconds * (len(made[-1]) + 1) > batch_s
+    for clip in sorted(found, key=lasts, reverse=True):
+        full = not made or len(made[-1]) >= max_utts or lasts(made[-1][0]) * (len(made[-1]) + 1) > batch_s
         if full:
             made.append([])
         made[-1].append(clip)
@@ -89,7 +106,7 @@ def transcribe(
         return model.inference(waves, key=keys, **settings)[0]
 
     with concurrent.futures.ThreadPoolExecutor(1) as reader:
-        planned = batches(found, batch_s, max_utts)
+        planned = batches(found, batch_s, max_utts, model.model_conf.max_audio_s)
         reading = [reader.submit(_read_batch, planned[0])] if planned else []
         for number in range(len(planned)):
             read = reading.pop().result()
@@ -146,17 +163,13 @@ class _FileAudio:
 
 
 def _seconds(utterance: Utterance) -> float:
-    """Length of an utterance as far as it is known without decoding it; 0 where it is not."""
-    import soundfile
-
+    """Length of an utterance as far as it is known without decoding it; infinite where it is not."""
     if utterance.duration_s is not None:
         return utterance.duration_s
     if utterance.start_s is not None and utterance.end_s is not None:
         return utterance.end_s - utterance.start_s
-    try:
-        return soundfile.info(utterance.source).duration
-    except (soundfile.LibsndfileError, TypeError):  # an ark, a pipe or a broken file: reading it will say
-        return 0.0
+    found = duration.seconds(utterance.source)  # None: a command, or a broken file, of which reading it will say more
+    return math.inf if found is None else found
 
 
 def answers_only(result: dict[str, Any]) -> dict[str, str]:
