@@ -11,6 +11,7 @@ from funasr_mooer.data.features import Features
 from funasr_mooer.errors import DataError
 
 # Shapes: N samples, T feature frames, F feature size.
+BYTES = (bytes, bytearray, memoryview)
 Piece = np.ndarray | Tensor | bytes | bytearray | memoryview | None
 
 
@@ -29,20 +30,24 @@ class FeatureStream:
         self.frames = 0  # fbank frames so far
         self.stacks = 0  # output frames so far
 
-    def push(self, piece: Piece, final: bool = False) -> Tensor:
-        """Samples (N,), their bytes, or features (T, F) -> new features (T', F).
+    def check(self, piece: Piece) -> None:
+        """Refuse what :meth:`push` cannot take; nothing changes.
 
         Raises:
-            DataError: something else, or samples that are no numbers.
+            DataError: neither samples (N,), their bytes, nor features (T, F); or they are no numbers.
         """
-        if isinstance(piece, (bytes, bytearray, memoryview)):
-            piece = self._whole_samples(bytes(piece))
+        if isinstance(piece, BYTES):
+            return
         piece = _array(piece)
+        if piece.ndim == 2 and piece.shape[1] != self.features.output_size():
+            raise DataError(
+                f"a piece of features has size {piece.shape[1]}, the model takes {self.features.output_size()}"
+            )
+
+    def push(self, piece: Piece, final: bool = False) -> Tensor:
+        """Samples (N,), their bytes, or features (T, F), all of them checked -> new features (T', F)."""
+        piece = _array(self._whole_samples(bytes(piece)) if isinstance(piece, BYTES) else piece)
         if piece.ndim == 2:
-            if piece.shape[1] != self.features.output_size():
-                raise DataError(
-                    f"a piece of features has size {piece.shape[1]}, the model takes {self.features.output_size()}"
-                )
             return torch.from_numpy(piece)
         self._extend_fbank(piece)
         conf = self.features.conf

@@ -157,10 +157,11 @@ class Streamer:
         Raises:
             DataError: a stream that has ended, a stream twice, or a piece that is no audio.
             ConfigError: a stream that was opened with other settings.
+            A call that is refused has changed no stream: it may be made again without the bad piece.
         """
         ends = [final] * len(streams) if isinstance(final, bool) else list(final)
-        self._check(streams)
-        for stream, piece, end in zip(streams, pieces, ends, strict=True):
+        self._check(streams, pieces, ends)
+        for stream, piece, end in zip(streams, pieces, ends):
             new = stream.frontend.push(piece, end).to(stream.feats)
             stream.feats, stream.closed = torch.cat((stream.feats, new)), end
         while ready := [stream for stream in streams if self._next(stream)]:
@@ -169,7 +170,11 @@ class Streamer:
                 self._end_segment(stream)
         return [self._result(stream) for stream in streams]
 
-    def _check(self, streams: Sequence[Stream]) -> None:
+    def _check(self, streams: Sequence[Stream], pieces: Sequence[Piece], ends: Sequence[bool]) -> None:
+        if not len(streams) == len(pieces) == len(ends):
+            raise DataError(
+                f"{len(streams)} streams need one piece and one end each, not {len(pieces)} and {len(ends)}"
+            )
         if len({id(stream) for stream in streams}) != len(streams):
             raise DataError("a stream may appear only once in a call")
         for stream in streams:
@@ -177,6 +182,8 @@ class Streamer:
                 raise DataError("the stream has ended; start another one (with AutoModel: cache={})")
             if stream.settings != (self.conf, self.endpoint):
                 raise ConfigError("decoding settings changed within a stream; pass the same ones with each piece")
+        for stream, piece in zip(streams, pieces):
+            stream.frontend.check(piece)
 
     def _next(self, stream: Stream) -> int:
         """Features of the stream's next chunk; 0 while there is none."""

@@ -134,6 +134,32 @@ def test_wrong_use_is_an_error(model, config):
         Streamer(build_model(config))
 
 
+REFUSED = {
+    "int64": ([np.arange(10)], False),
+    "loud": ([np.full(10, 9000.0, np.float32)], False),
+    "NaN": ([np.full(10, np.nan, np.float32)], False),
+    "features of another size": ([np.zeros((4, 3), np.float32)], False),
+    "a string": (["no audio"], False),
+    "a piece too few": ([], False),
+    "an end too few": ([noise(900)], [False]),
+    "an end too many": ([noise(900)], [False, False, True]),
+}
+
+
+@pytest.mark.parametrize(("rest", "final"), REFUSED.values(), ids=REFUSED)
+def test_a_refused_call_changes_nothing(model, rest, final):
+    streamer = Streamer(model, DecodeConf("ctc_prefix_beam_search", 4, 2, beam_size=3))
+    pcm = np.round(noise(9000) * 32767).astype(np.int16).tobytes()
+    retried, other, once = streamer.open(), streamer.open(), streamer.open()
+    for stream in (retried, once):
+        streamer.feed([stream], [pcm[:3001]])  # cut within a sample
+    with pytest.raises(DataError):
+        streamer.feed([retried, other], [pcm[3001:12000], *rest], final)
+    for stream in (retried, once):
+        streamer.feed([stream], [pcm[3001:]], final=True)
+    assert torch.equal(torch.cat(retried.segment.encoder_out), torch.cat(once.segment.encoder_out))
+
+
 def test_bytes_may_be_cut_within_a_sample(model):
     pcm = np.round(noise(8000) * 32767).astype(np.int16).tobytes()
     streamer, outputs = Streamer(model, DecodeConf("ctc_greedy_search", 4)), []
