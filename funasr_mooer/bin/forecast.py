@@ -102,17 +102,9 @@ def read_config(path: str, overrides: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: the file does not exist or is not YAML.
     """
-    import yaml
+    from funasr_mooer.config import override, read_yaml
 
-    from funasr_mooer.config import override
-
-    if not Path(path).is_file():
-        raise ConfigError(f"{path}: no such config file")
-    try:
-        raw = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return override(_without_open_values(raw), overrides, path)
+    return override(_without_open_values(read_yaml(path)), overrides, path)
 
 
 def _without_open_values(value: Any) -> Any:
