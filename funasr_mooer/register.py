@@ -25,14 +25,14 @@ CLASSES = {
     ("dataloader_classes", "MooerDataloader"): "data.funasr_dataset:MooerDataloader",
 }
 
-FUNASRS_OWN = "encoders.paraformer"  # the only one that is made of FunASR's
+FUNASRS_OWN = {"encoders.paraformer"}  # modules whose classes are made of FunASR's
 
 
 def find(table: str, name: str) -> type | None:
     """The class of that name: ours at once; another one from FunASR's tables, whose import takes seconds; else None."""
     if (table, name) in CLASSES:
         module, _, cls = CLASSES[table, name].partition(":")
-        if module == FUNASRS_OWN:
+        if module in FUNASRS_OWN:
             importlib.import_module("funasr")  # first: its import has all classes registered, and asks for this one too
         return getattr(importlib.import_module(f"funasr_mooer.{module}"), cls)
     from funasr.register import tables

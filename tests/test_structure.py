@@ -110,6 +110,13 @@ def test_only_the_borders_import_funasr():
     assert {f"{file}:{line}" for file, line in found.items() if file not in IMPORT_FUNASR} == set()
 
 
+def test_classes_made_of_funasrs_are_found_after_funasr():
+    from funasr_mooer.register import CLASSES, FUNASRS_OWN
+
+    modules = {where.partition(":")[0] for where in CLASSES.values()}
+    assert {module for module in modules if f"{module.replace('.', '/')}.py" in IMPORT_FUNASR} == FUNASRS_OWN
+
+
 def test_accelerators_are_named_in_device_py_alone():
     wrong = []
     for path, node in nodes(ast.Attribute):
