@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import multiprocessing
 import os
 import random
@@ -48,7 +49,7 @@ ENGINES = {
 }
 CASES = [f"{nproc}-{engine}" for engine in ENGINES for nproc in (1, 2)]
 KILLS_PER_RUN = 5  # then a run may end, and the next one begins
-PRELOAD = ["funasr_mooer.auto", "funasr_mooer.train.loop", "accelerate", "deepspeed", "torch._dynamo", "tensorboard"]
+PRELOAD = ["funasr_mooer.auto", "funasr_mooer.mooer.model", "funasr_mooer.train.loop", "accelerate", "deepspeed", "torch._dynamo", "tensorboard"]
 
 
 @dataclass
@@ -232,6 +233,7 @@ def fork(argv: Sequence[str], nproc: int, log: Path) -> list[Forked]:
 
 def train(argv: Sequence[str], environment: dict[str, str], log: Path) -> None:
     """One process of a run: the command itself."""
+    gc.freeze()  # what was imported before the fork is shared; looking for garbage in it would copy it
     from funasr_mooer.bin.train import main as train_main
 
     with open(log, "a") as file:
