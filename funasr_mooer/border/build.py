@@ -25,6 +25,11 @@ SECTIONS = (
     *("prompt_conf", "decode_conf", "endpoint_conf", "dataset", "dataset_conf", "train_conf", "optim", "optim_conf"),
     *("scheduler", "scheduler_conf"),
 )
+# Of these, the ones that some models read and others do not; see Parts.own_sections.
+OF_SOME_MODELS = (
+    *("adapter", "adapter_conf", "llm", "llm_conf", "prompt_conf", "ctc_conf", "decoder", "decoder_conf"),
+    *("decode_conf", "endpoint_conf"),
+)
 
 
 def build_model(config: Mapping[str, Any]) -> Parts:
@@ -48,8 +53,18 @@ def load_model(directory: str | Path, device: str = "auto", overrides: Sequence[
     return devices.place(build_model(read_model_dir(directory, overrides)), devices.resolve(device))
 
 
-def sections(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Our sections of FunASR's config, with the built tokenizer and frontend written as their names again."""
+def sections(config: Mapping[str, Any], model: Parts) -> dict[str, Any]:
+    """Our sections of FunASR's config, with the built tokenizer and frontend written as their names again.
+
+    Raises:
+        ConfigError: a section that is no mapping, or that this model does not read.
+    """
+    for key in OF_SOME_MODELS:
+        if config.get(key) is not None and key not in model.own_sections:
+            raise ConfigError(
+                f"{key}: {config.get('model')} does not read it; remove it, or choose another 'model' "
+                f"(besides what all read, this one reads {', '.join(model.own_sections) or 'no other'})"
+            )
     found = {key: copy.deepcopy(config[key]) for key in SECTIONS if key in config and _is_plain(config[key])}
     for key, table in (("tokenizer", "tokenizer_classes"), ("frontend", "frontend_classes")):
         built = config.get(key)

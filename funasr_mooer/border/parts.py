@@ -24,6 +24,7 @@ class Parts(nn.Module):
 
     part_names: Sequence[str] = ()  # the parts that this class may have, in reading order
     decode_keys: Sequence[str] = ()  # the decoding settings that it takes
+    own_sections: Sequence[str] = ()  # the sections that it reads besides those that every model has
 
     def __init__(self) -> None:
         super().__init__()

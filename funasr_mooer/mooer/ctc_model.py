@@ -46,10 +46,11 @@ class CTCModel(Parts):
     """
 
     part_names = ("encoder", "ctc")
+    own_sections = ("ctc_conf",)
 
     def __init__(self, **config: Any):
         super().__init__()
-        self.config = build.sections(config)
+        self.config = build.sections(config, self)
         self.config.setdefault("ctc_conf", {})
         self.model_conf = section(ModelConf, self.config.get("model_conf"), "model_conf")
         self.tokenizer = build.tokenizer(config)

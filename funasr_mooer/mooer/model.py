@@ -56,11 +56,12 @@ class MooerModel(Parts):
     """
 
     part_names = ("encoder", "ctc", "adapter", "lora", "llm")
+    own_sections = ("adapter", "adapter_conf", "llm", "llm_conf", "ctc_conf", "prompt_conf", "decode_conf")
     decode_keys = DECODE_KEYS
 
     def __init__(self, **config: Any):
         super().__init__()
-        self.config = build.sections(config)
+        self.config = build.sections(config, self)
         self.model_conf = section(ModelConf, self.config.get("model_conf"), "model_conf")
         decode_conf(self.config.get("decode_conf"))  # what cannot work is told now, not after training
         self.tokenizer = build.tokenizer(config)

@@ -98,11 +98,12 @@ class U2ppMoEModel(Parts):
     """
 
     part_names = ("encoder", "ctc", "decoder")
+    own_sections = ("ctc_conf", "decoder", "decoder_conf", "decode_conf", "endpoint_conf")
     decode_keys = search.DECODE_KEYS
 
     def __init__(self, **config: Any):
         super().__init__()
-        self.config = build.sections(config)
+        self.config = build.sections(config, self)
         for name in ("encoder_conf", "ctc_conf", "decoder_conf"):
             self.config.setdefault(name, {})
         self.model_conf = section(ModelConf, self.config.get("model_conf"), "model_conf")

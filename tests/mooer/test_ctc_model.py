@@ -142,5 +142,7 @@ def test_unknown_settings_are_errors(config, model):
     config["encoder_conf"]["num_bloks"] = 3
     with pytest.raises(ConfigError, match="did you mean 'num_blocks'"):
         build_model(config)
+    with pytest.raises(ConfigError, match="decode_conf: MooerCTC does not read it; remove it"):
+        build_model({**config, "decode_conf": {"num_beams": 2}})
     with pytest.raises(ConfigError, match="objective 'llm' is unknown to MooerCTC"):
         model.set_objective("llm")

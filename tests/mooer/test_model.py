@@ -294,6 +294,8 @@ def test_misspelt_keys_are_suggested(tiny_config):
         build_model(config)
     with pytest.raises(ConfigError, match="dataset_cnf: is no section of a config; did you mean 'dataset_conf'"):
         build_model({**tiny_config, "dataset_cnf": {}})
+    with pytest.raises(ConfigError, match="endpoint_conf: MooER does not read it; remove it"):
+        build_model({**tiny_config, "endpoint_conf": {}})
     with pytest.raises(ConfigError, match="decode_conf.num_beam: unknown key; did you mean 'num_beams'"):
         build_model({**tiny_config, "decode_conf": {"num_beam": 4}})
     with pytest.raises(ConfigError, match="encoder_conf.init: expected a path, found 7"):

@@ -182,6 +182,13 @@ def test_settings_that_cannot_work_are_errors(config, model, batch):
         build_model(config).decode(*audio, decoding_chunk_size=4)
 
 
+@pytest.mark.parametrize("name", ["llm_conf", "prompt_conf", "adapter"])
+def test_a_section_that_the_model_does_not_read_is_an_error(config, name):
+    config[name] = {"tasks": ["asr"]} if name.endswith("_conf") else "MooerLinearAdapter"
+    with pytest.raises(ConfigError, match=f"{name}: U2ppMoE does not read it; remove it, .* reads ctc_conf, decoder"):
+        build_model(config)
+
+
 def test_where_memory_is_short_the_config_leaves_the_packed_experts_out(config, model):
     def packs(each):
         return {module.pack for module in each.modules() if isinstance(module, MoEFFN)}
