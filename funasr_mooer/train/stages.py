@@ -129,7 +129,7 @@ class TrainConf:
         peak_tflops: what the device can do in the dtype of the training, for MFU; None for the data sheet's, if it is known.
         compile: compile the layers of the LLM with torch.compile.
         use_deepspeed: train with DeepSpeed.
-        deepspeed_config: its JSON file.
+        deepspeed_config: its JSON file; an error without ``use_deepspeed``.
         use_fsdp: train with FSDP2, which splits parameters, gradients and optimiser states over the processes.
     """
 
@@ -165,6 +165,11 @@ class TrainConf:
     def __post_init__(self) -> None:
         if self.use_deepspeed and self.use_fsdp:
             raise ConfigError("train_conf: use_deepspeed and use_fsdp are two ways to split a model; choose one")
+        if self.deepspeed_config is not None and not self.use_deepspeed:
+            raise ConfigError(
+                f"train_conf.deepspeed_config: {self.deepspeed_config} is not read without DeepSpeed; "
+                "set train_conf.use_deepspeed: true, or remove it"
+            )
         if self.dtype not in DTYPES:
             raise ConfigError(f"train_conf.dtype: '{self.dtype}' is not known{suggest(self.dtype, DTYPES)}")
         if not 0 <= self.ema < 1:

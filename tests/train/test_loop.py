@@ -178,6 +178,7 @@ def test_lora_plus_lets_b_learn_faster_than_a():
         ({"train_conf": {"seed": -1}}, "train_conf.seed=-1: must be at least 0"),
         ({"train_conf": {"best_metric": "wer"}}, r"best_metric: 'wer' is not measured; set train_conf.decode_utts"),
         ({"train_conf": {"ema": 1.0}}, "train_conf.ema=1.0 must be in"),
+        ({"train_conf": {"deepspeed_config": "zero2.json"}}, "deepspeed_config: zero2.json .*use_deepspeed: true"),
         ({"optim": "lion"}, "optim: 'lion' is not supported; use adamw"),
     ],
 )
