@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import funasr
 from funasr.auto.auto_model import prepare_data_iterator
 
 from funasr_mooer import device as devices
-from funasr_mooer.config import suggest
+from funasr_mooer import register
+from funasr_mooer.border.build import SECTIONS
+from funasr_mooer.border.parts import Parts
+from funasr_mooer.config import read_yaml, suggest
 from funasr_mooer.errors import CheckpointError, ConfigError
 from funasr_mooer.mooer import release
 
@@ -22,6 +26,14 @@ CALL_KEYS = (
     *("sentence_timestamp", "output_timestamp", "return_raw_text", "progress_callback", "disable_pbar"),
     *("key", "output_dir"),
 )
+# What FunASR reads when it builds a model, beside the sections of the config.
+BUILD_KEYS = (
+    *("vad_model", "vad_model_revision", "vad_kwargs", "punc_model", "punc_model_revision", "punc_kwargs"),
+    *("spk_model", "spk_model_revision", "spk_kwargs", "spk_mode", "return_spk_res", "return_spk_center"),
+    *("model_revision", "model_path", "check_latest", "is_training", "trust_remote_code", "remote_code"),
+    *("init_param", "ignore_init_mismatch", "scope_map", "excludes", "oss_bucket", "fp16", "bf16"),
+    *("ncpu", "ngpu", "seed", "log_level", "disable_log", "disable_update", "token_lists", "seg_dicts", "en_post_proc"),
+)
 
 
 class AutoModel(funasr.AutoModel):
@@ -31,15 +43,20 @@ class AutoModel(funasr.AutoModel):
         model: a model directory, a released model (``MooER-MTL-5K``), or a hub id.
         device: ``auto``, ``cpu``, ``cuda[:n]``, ``musa[:n]``.
         hub: ``ms`` (ModelScope) or ``hf`` (Hugging Face), for what is not on disk.
-        overrides: FunASR's keyword arguments (``vad_model``, ``ncpu``, ...) and sections of the config.
+        overrides: FunASR's keyword arguments (``vad_model``, ``ncpu``, ...), sections of the config, and what a call of
+            ``generate`` may omit then.
 
     Raises:
         CheckpointError: the model is nowhere to be found; says which files to put where.
+        ConfigError: a keyword that neither the model nor FunASR knows.
         DeviceError: the device is not usable here.
     """
 
     def __init__(self, model: str | Path, device: str = "auto", hub: str = "ms", **overrides: Any):
         folder = locate(str(model), hub)
+        cls = model_class(folder)
+        if cls is not None:  # what other models take is not ours to say
+            _check("AutoModel", "keyword", overrides, (*BUILD_KEYS, *SECTIONS, *CALL_KEYS, *cls.decode_keys))
         options = {"disable_update": True, "disable_pbar": True, **overrides}
         place = devices.resolve(device)
         with devices.keeping_parameters(place):
@@ -59,10 +76,7 @@ class AutoModel(funasr.AutoModel):
         Raises:
             ConfigError: a setting that neither the model nor FunASR knows.
         """
-        known = (*CALL_KEYS, *getattr(self.model, "decode_keys", ()))
-        for key in call:
-            if key not in known:
-                raise ConfigError(f"generate({key}=...): unknown setting{suggest(key, known)}")
+        _check("generate", "setting", call, (*CALL_KEYS, *getattr(self.model, "decode_keys", ())))
         if self.vad_model is None:
             return super().generate(input, input_len=input_len, **call)
         # FunASR leaves out a recording in whose pieces nothing was understood. Asked one by one, each has its result.
@@ -74,6 +88,19 @@ class AutoModel(funasr.AutoModel):
             results.append({**(found[0] if found else nothing), "key": key})
             results[-1].pop("confidence", None)  # FunASR adds up those of the pieces
         return results
+
+
+def _check(call: str, kind: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse names that nobody knows."""
+    for key in given:
+        if key not in known:
+            raise ConfigError(f"{call}({key}=...): unknown {kind}{suggest(key, known)}")
+
+
+def model_class(folder: Path) -> type[Parts] | None:
+    """The class of a model directory, if it is one of ours."""
+    name = read_yaml(folder / "config.yaml").get("model") if (folder / "config.yaml").is_file() else None
+    return register.find("model_classes", name) if ("model_classes", name) in register.CLASSES else None
 
 
 def locate(model: str, hub: str = "ms") -> Path:

@@ -1,6 +1,8 @@
 """Models by name and directory: what is found, what is not, and what the message says then."""
 
+import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -8,9 +10,11 @@ import funasr
 import numpy as np
 import pytest
 import torch
+from funasr.auto import auto_model
+from funasr.download import download_model_from_hub
 
-from funasr_mooer.auto import AutoModel, locate
-from funasr_mooer.border.build import build_model
+from funasr_mooer.auto import BUILD_KEYS, CALL_KEYS, AutoModel, locate
+from funasr_mooer.border.build import SECTIONS, build_model
 from funasr_mooer.data.audio import write_wav
 from funasr_mooer.errors import CheckpointError, ConfigError, DeviceError
 from funasr_mooer.model_dir import write_model_dir
@@ -51,6 +55,27 @@ def test_automodel_decodes_and_refuses_settings_that_nobody_knows(model_dir, wav
         model.generate(input=[wave], task="asx")
     with pytest.raises(ConfigError, match=r"generate\(blank_penalty=...\): unknown setting"):  # U2ppMoE has it
         model.generate(input=[wave], task="asr", blank_penalty=1.0)
+
+
+def test_automodel_refuses_keywords_that_nobody_knows(model_dir, wave):
+    with pytest.raises(ConfigError, match=r"AutoModel\(num_beam=...\): unknown keyword; did you mean 'num_beams'"):
+        AutoModel(model=model_dir, num_beam=3)
+    with pytest.raises(ConfigError, match=r"AutoModel\(vad_modle=...\): unknown keyword; did you mean 'vad_model'"):
+        AutoModel(model=model_dir, vad_modle="fsmn-vad")
+    with pytest.raises(ConfigError, match="endpoint_conf: MooER does not read it"):
+        AutoModel(model=model_dir, endpoint_conf={})
+    model = AutoModel(model=model_dir, num_beams=2, ncpu=1, prompt_conf={"tasks": ["asr"]}, task="asr")
+    assert list(model.model.prompt.tasks) == ["asr"]
+    assert isinstance(model.generate(input=[wave])[0]["text"], str)
+
+
+def test_every_keyword_that_funasr_reads_is_known():
+    source = inspect.getsource(auto_model) + inspect.getsource(download_model_from_hub)
+    read = set(re.findall(r"\bkwargs\.get\(\"(\w+)\"", source))
+    assert {"vad_model", "ncpu", "init_param"} <= read
+    ours = {"device", "hub"}  # parameters of our own
+    elsewhere = {"input_size", "vocab_size", "token_list", "type", "cb_kwargs", "preset_spk_num"}  # what FunASR derives
+    assert read - {*BUILD_KEYS, *CALL_KEYS, *SECTIONS} - ours - elsewhere == set()
 
 
 @pytest.mark.parametrize("name", ["hotword", "hotwords"])
