@@ -74,7 +74,7 @@ class AutoModel(funasr.AutoModel):
             one ``{"key", "text", ...}`` per input, in order, also with ``vad_model``; an empty text where nothing was heard.
 
         Raises:
-            ConfigError: a setting that neither the model nor FunASR knows.
+            ConfigError: a setting that neither the model nor FunASR knows, or a batch size of none.
         """
         _check("generate", "setting", call, (*CALL_KEYS, *getattr(self.model, "decode_keys", ())))
         if self.vad_model is None:
@@ -91,10 +91,13 @@ class AutoModel(funasr.AutoModel):
 
 
 def _check(call: str, kind: str, given: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Refuse names that nobody knows."""
+    """Refuse names that nobody knows, and batches of nothing."""
     for key in given:
         if key not in known:
             raise ConfigError(f"{call}({key}=...): unknown {kind}{suggest(key, known)}")
+    size = given.get("batch_size", 1)
+    if type(size) is not int or size < 1:
+        raise ConfigError(f"batch_size={size!r}: expected a whole number of recordings from 1 on")
 
 
 def model_class(folder: Path) -> type[Parts] | None:

@@ -78,6 +78,16 @@ def test_every_keyword_that_funasr_reads_is_known():
     assert read - {*BUILD_KEYS, *CALL_KEYS, *SECTIONS} - ours - elsewhere == set()
 
 
+@pytest.mark.parametrize("size", [0, -1, 1.5, "2", True])
+def test_a_batch_size_is_a_number_from_1_on(model_dir, wave, size):
+    message = f"batch_size={size!r}: expected a whole number of recordings from 1 on"
+    with pytest.raises(ConfigError, match=message):
+        AutoModel(model=model_dir, batch_size=size)
+    model = AutoModel(model=model_dir)
+    with pytest.raises(ConfigError, match=message):
+        model.generate(input=[wave], task="asr", batch_size=size)
+
+
 @pytest.mark.parametrize("name", ["hotword", "hotwords"])
 def test_a_model_that_knows_no_hotwords_says_so(model_dir, wave, name):
     for auto in (AutoModel(model=model_dir), funasr.AutoModel(model=str(model_dir), device="cpu", disable_update=True)):
