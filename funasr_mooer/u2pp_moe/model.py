@@ -29,7 +29,7 @@ from funasr_mooer.u2pp_moe.context import Hotwords, context_graph, funasr_hotwor
 from funasr_mooer.u2pp_moe.endpoint import EndpointConf
 from funasr_mooer.u2pp_moe.loss import accuracy, smoothed_loss, teaching
 from funasr_mooer.u2pp_moe.search import DecodeConf, Hypothesis, decode_conf
-from funasr_mooer.u2pp_moe.streaming import STREAM, Streamer
+from funasr_mooer.u2pp_moe.streaming import Streamer
 
 OBJECTIVES = ("hybrid", "ctc")
 REVERSE_WEIGHT = 0.3  # WeNet's U2++ recipes
@@ -400,9 +400,7 @@ class U2ppMoEModel(Parts):
             raise DataError(f"fs={rate}: a stream must have {self.features.conf.fs} Hz")
         rules = config.get("endpoint_conf", self.config.get("endpoint_conf"))
         streamer = Streamer(self, conf, None if rules is None else section(EndpointConf, rules, "endpoint_conf"))
-        if STREAM not in cache:
-            cache[STREAM] = streamer.open()
-        stream = cache[STREAM]
+        stream = streamer.resume(cache)
         piece = data_in[0].detach().cpu().numpy() if isinstance(data_in[0], Tensor) else data_in[0]
         (result,) = streamer.feed([stream], [piece], is_final)
         segments = [_shown(segment, return_token_ids) for segment in result.pop("segments")]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -123,6 +123,21 @@ class Streamer:
         features = self.model.features
         feats = next(self.model.parameters()).new_zeros(0, features.output_size())
         return Stream((self.conf, self.endpoint), FeatureStream(features), feats, self._segment(0))
+
+    def resume(self, cache: MutableMapping[str, Any]) -> Stream:
+        """The stream in FunASR's ``cache``, opened where the cache is empty.
+
+        Raises:
+            DataError: it is no dict, or what it holds is no stream.
+        """
+        is_dict = isinstance(cache, MutableMapping)
+        if is_dict and STREAM not in cache:
+            cache[STREAM] = self.open()
+        found = cache[STREAM] if is_dict else cache
+        if not is_dict or not isinstance(found, Stream):
+            rule = "pass an empty dict {} with the first piece of a stream and the same one with those that follow"
+            raise DataError(f"cache: {rule}; found one of type {type(found).__name__}")
+        return found
 
     def _segment(self, start: int) -> Segment:
         conf, blank = self.conf, self.model.ctc.blank_id

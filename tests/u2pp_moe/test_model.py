@@ -189,6 +189,12 @@ def test_a_section_that_the_model_does_not_read_is_an_error(config, name):
         build_model(config)
 
 
+def test_a_cache_that_holds_no_stream_is_an_error(model):
+    for cache, found in (([], "list"), ("", "str"), ({"stream": 3}, "int"), (model, "U2ppMoEModel")):
+        with pytest.raises(DataError, match=f"cache: pass an empty dict .* found one of type {found}"):
+            model.inference([np.zeros(160, np.float32)], cache=cache)
+
+
 def test_where_memory_is_short_the_config_leaves_the_packed_experts_out(config, model):
     def packs(each):
         return {module.pack for module in each.modules() if isinstance(module, MoEFFN)}
