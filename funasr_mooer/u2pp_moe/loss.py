@@ -1,7 +1,8 @@
-"""The attention decoder's side of the loss: start and end symbols, reversed transcripts, smoothed labels."""
+"""What the loss is made of: start and end symbols, reversed transcripts, smoothed labels."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -13,6 +14,27 @@ from funasr_mooer.modules.masks import padding_mask
 from funasr_mooer.modules.splice import IGNORE_INDEX
 
 # Shapes: B utterances, N tokens of a transcript, V vocabulary.
+
+
+@dataclasses.dataclass
+class Losses:
+    """Losses of a batch as WeNet defines them: sums over tokens, means over utterances.
+
+    Attributes:
+        total: ctc_weight * ctc + (1 - ctc_weight) * attention.
+        ctc: of the CTC head.
+        attention: (1 - reverse_weight) * left + reverse_weight * right; None if the objective is CTC alone.
+        left: of the left-to-right decoder.
+        right: of the right-to-left decoder; None without one.
+        accuracy: share of tokens that the left-to-right decoder predicts right.
+    """
+
+    total: Tensor
+    ctc: Tensor
+    attention: Tensor | None = None
+    left: Tensor | None = None
+    right: Tensor | None = None
+    accuracy: Tensor | None = None
 
 
 class Teaching(NamedTuple):

@@ -1,6 +1,7 @@
 """U2++ MoE (arXiv 2404.16407): one conformer that streams and does not, with CTC and attention decoders on top.
 
 Like the other ``model.py`` files this is the border to FunASR: it takes FunASR's whole config as keyword arguments.
+How the model decodes is told in ``recogniser.py``.
 """
 
 from __future__ import annotations
@@ -8,30 +9,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from funasr_mooer.border import build, inputs
-from funasr_mooer.border.parts import Parts, init_part
+from funasr_mooer.border.parts import init_part
 from funasr_mooer.config import construct, section, suggest
 from funasr_mooer.data.features import Features
-from funasr_mooer.errors import ConfigError, DataError
-from funasr_mooer.modules.ctc import CTCHead, align
+from funasr_mooer.errors import ConfigError
+from funasr_mooer.modules.ctc import CTCHead
 from funasr_mooer.modules.moe_ffn import pack_experts
 from funasr_mooer.modules.routing import RoutingStats
-from funasr_mooer.u2pp_moe import search
-from funasr_mooer.u2pp_moe.context import Hotwords, context_graph, funasr_hotwords
+from funasr_mooer.u2pp_moe.context import Hotwords, funasr_hotwords
 from funasr_mooer.u2pp_moe.endpoint import EndpointConf
-from funasr_mooer.u2pp_moe.loss import accuracy, smoothed_loss, teaching
-from funasr_mooer.u2pp_moe.search import DecodeConf, Hypothesis, decode_conf
-from funasr_mooer.u2pp_moe.streaming import Streamer
+from funasr_mooer.u2pp_moe.loss import Losses, accuracy, smoothed_loss, teaching
+from funasr_mooer.u2pp_moe.recogniser import Recogniser, shown
+from funasr_mooer.u2pp_moe.search import decode_conf
 
 OBJECTIVES = ("hybrid", "ctc")
+TOKENIZER_FILES = {"init": "units.txt", "bpe_model": "bpe.model"}
 REVERSE_WEIGHT = 0.3  # WeNet's U2++ recipes
 
 
@@ -64,28 +64,7 @@ class ModelConf:
                 raise ConfigError(f"model_conf.{name}={value} must lie between 0 and 1")
 
 
-@dataclasses.dataclass
-class Losses:
-    """Losses of a batch as WeNet defines them: sums over tokens, means over utterances.
-
-    Attributes:
-        total: ctc_weight * ctc + (1 - ctc_weight) * attention.
-        ctc: of the CTC head.
-        attention: (1 - reverse_weight) * left + reverse_weight * right; None if the objective is CTC alone.
-        left: of the left-to-right decoder.
-        right: of the right-to-left decoder; None without one.
-        accuracy: share of tokens that the left-to-right decoder predicts right.
-    """
-
-    total: Tensor
-    ctc: Tensor
-    attention: Tensor | None = None
-    left: Tensor | None = None
-    right: Tensor | None = None
-    accuracy: Tensor | None = None
-
-
-class U2ppMoEModel(Parts):
+class U2ppMoEModel(Recogniser):
     """Conformer encoder with a CTC head and one or two attention decoders.
 
     Args:
@@ -99,7 +78,6 @@ class U2ppMoEModel(Parts):
 
     part_names = ("encoder", "ctc", "decoder")
     own_sections = ("ctc_conf", "decoder", "decoder_conf", "decode_conf", "endpoint_conf")
-    decode_keys = search.DECODE_KEYS
 
     def __init__(self, **config: Any):
         super().__init__()
@@ -243,94 +221,6 @@ class U2ppMoEModel(Parts):
 
     # -- decoding ---------------------------------------------------------------------------------------------
 
-    def audio_lengths(self, num_samples: int | np.ndarray) -> np.ndarray:
-        """Encoder frames for utterances of so many 16 kHz samples."""
-        frames = torch.as_tensor(np.atleast_1d(self.features.num_frames(num_samples)))
-        return self.encoder.output_lengths(frames).numpy()
-
-    @torch.no_grad()
-    def decode(self, feats: Tensor, feat_lengths: Tensor, **settings: Any) -> list[dict[str, Any]]:
-        """Decode a batch, (B, T, F) and (B,); the result of an utterance does not depend on the others.
-
-        Args:
-            feats: (B, T, F) features.
-            feat_lengths: (B,) frames.
-            settings: fields of :class:`~funasr_mooer.u2pp_moe.search.DecodeConf`: ``method``,
-                ``decoding_chunk_size``, ``num_decoding_left_chunks``, ``beam_size``, ``ctc_weight``,
-                ``reverse_weight``, ``blank_penalty``, ``length_penalty``, ``hotwords``; else ``decode_conf`` of the config.
-
-        Returns:
-            per utterance ``text``, ``timestamp`` ([start, end] of each token in ms) and the fields of
-            :class:`~funasr_mooer.u2pp_moe.search.Hypothesis`: ``tokens``, ``score``, ``times``, ``nbest``,
-            ``nbest_scores``, ``nbest_times``, ``tokens_confidence``, ``confidence``, ``bonuses``.
-
-        Raises:
-            ConfigError: an unknown setting or one that cannot work.
-        """
-        for key in settings:
-            if key not in search.DECODE_KEYS:
-                raise ConfigError(f"decode({key}=...): unknown setting{suggest(key, search.DECODE_KEYS)}")
-        return self.decode_with(decode_conf(self.config.get("decode_conf"), settings), feats, feat_lengths)
-
-    @torch.no_grad()
-    def decode_with(self, conf: DecodeConf, feats: Tensor, feat_lengths: Tensor) -> list[dict[str, Any]]:
-        """:meth:`decode` with typed settings."""
-        chunks = (conf.decoding_chunk_size, conf.num_decoding_left_chunks)
-        encoder_out, lengths = self.encoder(feats, feat_lengths, *chunks)
-        return self.recognise(encoder_out, lengths, conf)
-
-    @torch.no_grad()
-    def recognise(
-        self,
-        encoder_out: Tensor,
-        encoder_lengths: Tensor,
-        conf: DecodeConf,
-        found: Sequence[Hypothesis] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Results for encoder frames (B, T', D), (B,).
-
-        Args:
-            encoder_out: (B, T', D).
-            encoder_lengths: (B,).
-            conf: the search.
-            found: what a CTC search over these frames found, if that was done already.
-        """
-        blank, audio = self.ctc.blank_id, (encoder_out, encoder_lengths)
-        log_probs, lengths = self.ctc_log_probs(encoder_out, conf.blank_penalty).cpu(), encoder_lengths.cpu()
-        if conf.method == "attention":
-            symbols = (self.sos, self.eos)
-            found = search.attention_search(self.decoder, *audio, *symbols, conf.beam_size, conf.length_penalty)
-        elif found is None and conf.method == "ctc_greedy_search":
-            found = search.ctc_greedy_search(log_probs, lengths, blank)
-        elif found is None:
-            context = context_graph(conf.hotwords, self.tokenizer)
-            found = search.ctc_prefix_beam_search(log_probs, lengths, conf.beam_size, blank, context)
-        if conf.method == "attention_rescoring":
-            reverse = self.model_conf.reverse_weight if conf.reverse_weight is None else conf.reverse_weight
-            symbols = (self.sos, self.eos)
-            found = search.attention_rescoring(self.decoder, *audio, found, *symbols, conf.ctc_weight, reverse)
-        return [self._result(row[:n], each) for row, n, each in zip(log_probs, lengths.tolist(), found)]
-
-    def ctc_log_probs(self, encoder_out: Tensor, blank_penalty: float = 0.0) -> Tensor:
-        """(B, T', D) -> (B, T', V) float32, the blank made less likely by ``blank_penalty``."""
-        if not blank_penalty:
-            return self.ctc.log_probs(encoder_out)
-        logits = self.ctc.ctc_lo(encoder_out).float()
-        logits[..., self.ctc.blank_id] -= blank_penalty
-        return logits.log_softmax(dim=-1)
-
-    def _result(self, log_probs: Tensor, found: Hypothesis) -> dict[str, Any]:
-        """One utterance's fields; times come from the most probable CTC path that spells the tokens."""
-        result = {"text": self.tokenizer.decode(found.tokens), **vars(found)}
-        try:
-            spans = align(log_probs, found.tokens, self.ctc.blank_id)
-        except DataError:  # an attention decoder may say more tokens than there are frames: it knows no times
-            return {**result, "timestamp": None}
-        if found.times is None:
-            result["times"] = [start for start, _ in spans]
-        frame_ms = self.encoder.frame_ms
-        return {**result, "timestamp": [[round(start * frame_ms), round(end * frame_ms)] for start, end in spans]}
-
     @torch.no_grad()
     def inference(
         self,
@@ -373,49 +263,11 @@ class U2ppMoEModel(Parts):
             config["hotwords"] = funasr_hotwords(hotword)
         conf = decode_conf(self.config.get("decode_conf"), config)
         if cache is not None:
-            return self._hear(data_in, key, cache, is_final, conf, config, return_token_ids)
+            return self.hear(data_in, key, cache, is_final, conf, config, return_token_ids)
 
         def decode(feats: Tensor, lengths: Tensor) -> list[dict[str, Any]]:
-            return [_shown(result, return_token_ids) for result in self.decode_with(conf, feats, lengths)]
+            return [shown(result, return_token_ids) for result in self.decode_with(conf, feats, lengths)]
 
         unit = f"one encoder frame of {self.encoder.frame_ms:g} ms"
         given = (data_in, data_lengths, key, config)
         return inputs.infer(self, *given, decode, self.encoder.output_lengths, unit, return_token_ids)
-
-    def _hear(
-        self,
-        data_in: Sequence[Any],
-        key: Sequence[str] | None,
-        cache: dict[str, Any],
-        is_final: bool,
-        conf: DecodeConf,
-        config: Mapping[str, Any],
-        return_token_ids: bool,
-    ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """One piece of one stream."""
-        if len(data_in) != 1:
-            raise DataError(f"a cache belongs to one stream, not {len(data_in)}; Streamer.feed takes several at once")
-        rate = int(config.get("fs") or self.features.conf.fs)
-        if rate != self.features.conf.fs:
-            raise DataError(f"fs={rate}: a stream must have {self.features.conf.fs} Hz")
-        rules = config.get("endpoint_conf", self.config.get("endpoint_conf"))
-        streamer = Streamer(self, conf, None if rules is None else section(EndpointConf, rules, "endpoint_conf"))
-        stream = streamer.resume(cache)
-        piece = data_in[0].detach().cpu().numpy() if isinstance(data_in[0], Tensor) else data_in[0]
-        (result,) = streamer.feed([stream], [piece], is_final)
-        segments = [_shown(segment, return_token_ids) for segment in result.pop("segments")]
-        result = {"key": str(key[0]) if key else "utt0", **_shown(result, return_token_ids)}
-        if rules is not None:
-            result["segments"] = segments
-        return [result], {"batch_data_time": max(0 if piece is None else len(piece) / rate, 1e-3)}
-
-
-TOKENIZER_FILES = {"init": "units.txt", "bpe_model": "bpe.model"}
-BRIEF = ("text", "timestamp", "confidence", "is_final", "warning", "start_ms", "end_ms", "endpoint")
-
-
-def _shown(result: dict[str, Any], everything: bool) -> dict[str, Any]:
-    """What ``inference`` returns of a result."""
-    if everything:
-        return {**result, "token_ids": result["tokens"]}
-    return {key: result[key] for key in BRIEF if key in result}
