@@ -49,7 +49,15 @@ ENGINES = {
 }
 CASES = [f"{nproc}-{engine}" for engine in ENGINES for nproc in (1, 2)]
 KILLS_PER_RUN = 5  # then a run may end, and the next one begins
-PRELOAD = ["funasr_mooer.auto", "funasr_mooer.mooer.model", "funasr_mooer.train.loop", "accelerate", "deepspeed", "torch._dynamo", "tensorboard"]
+PRELOAD = [
+    "funasr_mooer.auto",
+    "funasr_mooer.mooer.model",
+    "funasr_mooer.train.loop",
+    "accelerate",
+    "deepspeed",
+    "torch._dynamo",
+    "tensorboard",
+]
 
 
 @dataclass
