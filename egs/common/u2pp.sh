@@ -10,6 +10,10 @@
 : "${exp:?run.sh must set it}" "${models:?run.sh must set it}" "${average_n:?run.sh must set it}"
 : "${moe:?run.sh must set it}" "${dense:?run.sh must set it}" "${moe_steps?}" "${dense_steps?}" # read by name below
 sweep=${_root:?}/conf/decode/u2pp_moe_sweep.yaml # full context and chunks, by four searches
+# What a small model wants to leave CTC's plateau: one process makes updates as large as two would.
+as_two=++train_conf.accum_grad=$((${nproc:?run.sh must set it} == 1 ? 2 : 1))
+# shellcheck disable=SC2034 # some recipes use it
+readonly as_two
 for _name in $models; do
   [[ $_name == moe || $_name == dense ]] || die "--models '$models': name moe, dense or both"
 done

@@ -13,7 +13,7 @@ train_utts=6000                          # strings of 2 to 7 digits
 models="moe dense"                       # both, or one of them
 moe=../../../conf/u2pp_moe_tiny.yaml
 dense=../../../conf/u2pp_moe_tiny_dense.yaml
-moe_steps=1400 dense_steps=1600          # updates
+moe_steps=1400 dense_steps=1900          # updates: equal CPU time
 average_by=last average_n=1              # the last checkpoint: the learning rate has come down
 exp=exp                                  # models, logs and scores land here
 device=auto seed=0                       # device: auto, cuda, musa or cpu
@@ -35,7 +35,7 @@ if want 1 "data/* -> data/units (ten words), data/pack/*, data/am.mvn"; then
   cmvn train data/am.mvn "$moe"
 fi
 if want 2 "data/pack -> $exp/{moe,dense}"; then
-  train_models train dev
+  train_models train dev "$as_two"
 fi
 if want 3 "$exp/*/checkpoints -> $exp/*/average"; then
   average_models

@@ -32,7 +32,7 @@ if want 1 "data/* -> data/units, data/pack/*, data/am.mvn"; then
   cmvn train data/am.mvn "$moe"
 fi
 if want 2 "data/pack -> $exp/{moe,dense}"; then
-  train_models train dev "++train_conf.decode_metric=$metric" "++dataset_conf.augment.speed=[0.9,1.0,1.1]"
+  train_models train dev "$as_two" "++train_conf.decode_metric=$metric" "++dataset_conf.augment.speed=[0.9,1.0,1.1]"
 fi
 if want 3 "$exp/*/checkpoints -> $exp/*/average"; then
   average_models
