@@ -77,11 +77,13 @@ def read_model_dir(directory: str | Path, overrides: Sequence[str] = ()) -> dict
         overrides: ``++section.key=value``.
 
     Raises:
-        CheckpointError: not a model directory.
+        CheckpointError: not a model directory of ours.
     """
     directory = Path(directory)
     if not (directory / "config.yaml").is_file():
         raise CheckpointError(f"{directory}: is not a model directory (no config.yaml)")
+    if (directory / "model.pt").is_file():
+        raise CheckpointError(f"{directory}: FunASR's own trainer wrote it (model.pt); use funasr.AutoModel(model=...)")
     config = load_config(directory / "config.yaml")
     meta = directory / "configuration.json"
     if meta.is_file():
