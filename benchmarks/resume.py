@@ -156,7 +156,7 @@ def torment(
         exp, log, before = folder / f"run{tally.runs}", folder / f"run{tally.runs}.log", tally.kills
         for _ in range(min(KILLS_PER_RUN, kills - tally.kills)):
             processes = start([*argv, "--exp", str(exp)], nproc, log)
-            if not kill(processes, exp, seconds, moments, in_save=bool(tally.kills % 2)):
+            if not kill(processes, exp, log, seconds, moments, in_save=bool(tally.kills % 2)):
                 break
             tally.kills += 1
             tally.in_save += any((exp / "checkpoints").glob(".step-*"))
@@ -176,7 +176,7 @@ def run(processes: Sequence[Any], log: Path) -> None:
         raise SystemExit(f"{log}: exit status {codes}\n{log.read_text()[-4000:]}")
 
 
-def kill(processes: Sequence[Any], exp: Path, seconds: float, moments: random.Random, in_save: bool) -> bool:
+def kill(processes: Sequence[Any], exp: Path, log: Path, seconds: float, moments: random.Random, in_save: bool) -> bool:
     """SIGKILL to all processes of a run, at a random moment; False if it ended before."""
     until = time.monotonic() + moments.uniform(0, 0.8 * seconds)
     _wait_until(lambda: time.monotonic() > until, processes)
@@ -189,7 +189,7 @@ def kill(processes: Sequence[Any], exp: Path, seconds: float, moments: random.Ra
         time.sleep(moments.uniform(0, 0.1))  # the others notice, or do not
     codes = [process.wait() for process in processes]
     if not ended and any(code not in (0, 1, -signal.SIGKILL) for code in codes):
-        raise SystemExit(f"{exp}: exit status {codes}")
+        raise SystemExit(f"{exp}: exit status {codes}\n{log.read_text()[-4000:]}")
     return not ended and any(codes)
 
 

@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 FOLDER = "checkpoints"  # of an experiment
 STATE_FILE = "train_state.json"
+TORCH_CANNOT_WRITE = ("inline_container", "iostream", "cannot be opened", "Parent directory")  # words of its errors
 HIDDEN = "."
 LARGER_IS_BETTER = ("acc", "bleu", "chrf")
 RESUMABLE = 2  # checkpoints that keep their optimiser states
@@ -167,6 +168,8 @@ class Checkpoints:
         try:
             yield
         except (OSError, RuntimeError, SafetensorError) as error:
+            if isinstance(error, RuntimeError) and not any(words in str(error) for words in TORCH_CANNOT_WRITE):
+                raise  # of another kind: a process was lost while all of them gathered what is to be written
             reason = why_not_written(error, self.exp)
             shutil.rmtree(final.with_name(f"{HIDDEN}{final.name}"), ignore_errors=True)
             latest = self.latest()

@@ -116,6 +116,15 @@ def test_a_full_disk_is_one_error_and_the_last_checkpoint_stays(tmp_path, monkey
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-3", "step-4"]
 
 
+def test_a_process_that_is_lost_while_a_checkpoint_is_written_is_not_called_a_full_disk(tmp_path, monkeypatch):
+    def lost(state, file):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:9629: Connection reset by peer")
+
+    monkeypatch.setattr(torch, "save", lost)
+    with pytest.raises(RuntimeError, match="^.gloo.*Connection reset by peer$"):
+        make_trainer(tmp_path, **OPTIONS).run()
+
+
 def test_what_torch_says_of_a_full_disk_is_said_in_plain_words(tmp_path, monkeypatch):
     def full(state, file):
         raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 26240 vs 26132")
